@@ -1,0 +1,63 @@
+# One command per job; each does all of its own set-up and may be repeated.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+OUT ?= runs/quickstart
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.moejax-installed
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+# Runs the tests with one marker. pytest ends with 5 when it finds none, which is not a failure.
+define run_marked
+@code=0; $(PYTEST) -m "$(1)" --durations=10 $(ARGS) || code=$$?; \
+if [ $$code -eq 5 ]; then echo "no tests marked $(2) yet"; else exit $$code; fi
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart study test test-slow test-all lint format clean
+
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install the locked versions
+	@echo "$(VENV) is ready"
+
+$(STAMP): requirements.lock requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "moejax needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 setup"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing $$(grep -c == requirements.lock) packages into $(VENV); this takes one to three minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+quickstart: $(STAMP) ## Train four kinds of model on real text and write runs/quickstart/report.html
+	$(BIN)/python -m experiments.quickstart --out=$(OUT) $(ARGS)
+
+study: $(STAMP) ## Train the README's models at size tiny (hours; may be stopped and resumed)
+	$(BIN)/python -m experiments.study $(ARGS)
+
+test: $(STAMP) ## Run the tests (minutes)
+	$(PYTEST) -m "not slow and not all and not gpu and not tpu" --durations=10 $(ARGS)
+
+test-slow: $(STAMP) ## Run the slow tests
+	$(call run_marked,slow and not all and not gpu and not tpu,slow)
+
+test-all: $(STAMP) ## Run the longest tests (large compiles, long kill loops, Slurm)
+	$(call run_marked,all and not gpu and not tpu,all)
+
+lint: $(STAMP) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy moejax
+
+format: $(STAMP) ## Format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove .venv and caches (runs/ stays)
+	rm -rf .venv .cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

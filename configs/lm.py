@@ -1,0 +1,137 @@
+"""Language models: `--config=configs/lm.py:size=nano,moe=top_p[,quick=true]`.
+
+sizes  nano 0.26M, tiny 1.0M, mini 5.1M, small 30M, base 126M active non-embedding parameters
+moe    dense, top_k, top_p, hetero_top_k, hetero_top_p
+quick  shrinks sizes and steps only, to seconds
+
+All kinds of one size have the same active FLOPs per token at a mean activation of two experts:
+eight experts of half the dense width each (3.0x the dense FFN's parameters, 4x in experts), or
+HMoE's arithmetic widths with the same sum. What top-p models really use is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import config_dict
+
+from moejax.config import parse_argument, to_config_dict
+from moejax.data.knobs import DataConfig
+from moejax.experts import MoeConfig, WidthPlan
+from moejax.models import ModelConfig
+from moejax.models.attention import AttentionConfig
+from moejax.routing import LossesConfig
+from moejax.routing.losses import Entropy, LoadBalance, ParameterPenalty
+from moejax.routing.routers import TopK, TopP
+from moejax.train import Experiment
+from moejax.train.evaluate import EvaluationConfig
+from moejax.train.experiment import TrainConfig
+from moejax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Geometry and training length of one size."""
+
+    d_model: int
+    layers: int
+    heads: int
+    ffn_width: int
+    seq_len: int
+    batch_size: int
+    steps: int | str
+    lr: float
+    tokenizer: str = "bpe"
+    vocab_size: int = 2048
+
+
+SIZES = {
+    "nano": Size(64, 4, 4, 256, 128, 20, 400, 6e-3, vocab_size=1024),
+    "tiny": Size(128, 4, 4, 512, 256, 32, "20e6 tokens", 3e-3),
+    "mini": Size(256, 6, 4, 768, 512, 64, "100e6 tokens", 2e-3, vocab_size=8192),
+    "small": Size(512, 8, 8, 1792, 1024, 128, "600e6 tokens", 1e-3, vocab_size=16384),
+    "base": Size(1024, 12, 16, 2048, 2048, 256, "2.5e9 tokens", 6e-4, vocab_size=32768),
+}
+
+EXPERTS, ACTIVE = 8, 2
+UNITS_PER_MEAN = 16
+"""Width units of an expert of mean width: HMoE's {9, 11, ..., 23} are whole numbers of them."""
+
+
+def _moe(kind: str, width: int) -> MoeConfig | None:
+    uniform = WidthPlan(mean=width)
+    arithmetic = WidthPlan(strategy="arithmetic", mean=width, unit=width // UNITS_PER_MEAN)
+    huang = TopP(p=0.4, inclusive=False, renormalise=False)
+    hmoe = TopP(p=0.6, inclusive=True, renormalise=True)
+    no_balance = LoadBalance(coefficient=0.0)
+    return {
+        "dense": None,
+        "top_k": MoeConfig(EXPERTS, uniform, TopK(k=ACTIVE), losses=LossesConfig()),
+        "top_p": MoeConfig(
+            EXPERTS,
+            uniform,
+            huang,
+            losses=LossesConfig(
+                load_balance=LoadBalance(1e-2, "hmoe"), entropy=Entropy(coefficient=1e-2)
+            ),
+        ),
+        "hetero_top_k": MoeConfig(
+            EXPERTS,
+            arithmetic,
+            TopK(k=ACTIVE),
+            losses=LossesConfig(no_balance, parameter_penalty=ParameterPenalty(0.1)),
+        ),
+        "hetero_top_p": MoeConfig(
+            EXPERTS,
+            arithmetic,
+            hmoe,
+            losses=LossesConfig(
+                no_balance, entropy=Entropy(3e-2), parameter_penalty=ParameterPenalty(0.1)
+            ),
+        ),
+    }[kind]
+
+
+KINDS = ("top_k", "dense", "top_p", "hetero_top_k", "hetero_top_p")
+
+
+def get_config(arg: str | None = None) -> config_dict.ConfigDict:
+    """The experiment as a ConfigDict; every key can be overridden with `--config.a.b=value`."""
+    choice = parse_argument(arg, size=tuple(SIZES), moe=KINDS, quick=False)
+    size = SIZES[choice.size]
+    if choice.quick:
+        size = dataclasses.replace(
+            size,
+            d_model=32,
+            layers=2,
+            heads=2,
+            ffn_width=64,
+            seq_len=32,
+            batch_size=8,
+            steps=12,
+            tokenizer="bytes",
+            vocab_size=320,
+        )
+    data = DataConfig(
+        tokenizer=size.tokenizer, bpe_vocab_size=max(size.vocab_size, 258), seq_len=size.seq_len
+    )
+    evaluation = EvaluationConfig(batch_size=size.batch_size)
+    if choice.quick:
+        data = dataclasses.replace(data, limit_bytes=60_000)
+        evaluation = dataclasses.replace(evaluation, max_tokens=2048, trace_tokens=1024)
+    experiment = Experiment(
+        name=f"{choice.size}-{choice.moe}",
+        model=ModelConfig(
+            vocab_size=size.vocab_size,
+            d_model=size.d_model,
+            num_layers=size.layers,
+            ffn_width=size.ffn_width,
+            attention=AttentionConfig(heads=size.heads),
+            moe=_moe(choice.moe, size.ffn_width // ACTIVE),
+        ),
+        data=data,
+        optimizer=OptimizerConfig(lr=size.lr),
+        train=TrainConfig(batch_size=size.batch_size, steps=size.steps),
+        evaluation=evaluation,
+    )
+    return to_config_dict(experiment)

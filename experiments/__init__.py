@@ -1,0 +1,1 @@
+"""Programs that train. They run from a checkout and are not installed."""

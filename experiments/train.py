@@ -1,0 +1,78 @@
+"""Train one model in one run directory.
+
+usage:
+  python -m experiments.train --config=FILE[:ARGUMENTS] --workdir=DIR [--config.KEY=VALUE ...]
+
+examples:
+  python -m experiments.train --config=configs/lm.py:size=nano,moe=top_p --workdir=runs/top_p
+  python -m experiments.train --config=configs/lm.py:size=nano,moe=top_p,quick \\
+      --config.model.moe.router.p=0.3 --config.train.steps='2e6 tokens' --workdir=runs/p3
+  python -m experiments.train --config=configs/lm.py:moe=dense --show
+  python -m experiments.train --import=my_router.py --config=my_config.py --workdir=runs/mine
+
+The same command resumes a run that was interrupted, and leaves a finished one alone.
+Exit codes: 0 done, 1 bug (traceback), 2 wrong use, 3 non-finite loss, 4 storage,
+130 SIGINT and 143 SIGTERM (state saved). See docs/training.md.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections.config_flags import config_flags
+
+from moejax.config import ConfigError, build
+from moejax.train import Experiment, run
+from moejax.train.cli import enable_compile_cache, launch
+from moejax.train.knob_table import knob_table
+from moejax.train.profile import parse_steps
+from moejax.train.progress import make_progress
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Python file with get_config(arguments); single keys as --config.KEY=VALUE."
+)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Run directory; made if absent, resumed if begun.")
+_IMPORT = flags.DEFINE_multi_string(
+    "import", [], "Your own .py file or module that registers components; may be repeated."
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", "", "FIRST:LAST, e.g. 10:15: write an xprof trace of these steps to DIR/profile."
+)
+_SHOW = flags.DEFINE_bool(
+    "show", False, "Print every knob of the resolved config with its meaning, and train nothing."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Builds the experiment from the flags and runs it."""
+    del argv
+    if _CONFIG.value is None:
+        raise ConfigError("--config: is required, e.g. --config=configs/lm.py:size=nano,moe=top_p")
+    experiment = build(Experiment, _CONFIG.value)
+    if _SHOW.value:
+        print(knob_table(experiment))
+        return
+    profile = parse_steps(_PROFILE.value)
+    if not _WORKDIR.value:
+        raise ConfigError("--workdir: is required, e.g. --workdir=runs/first")
+    enable_compile_cache(experiment.data.cache_path / "xla")
+    progress = make_progress(experiment.log.console_seconds)
+    try:
+        workdir = os.path.expanduser(_WORKDIR.value)
+        result = run(experiment, workdir, progress=progress, profile=profile, argv=sys.argv)
+    finally:
+        progress.close()
+    scores = result.final["eval"]
+    was = "was done already" if result.already_done else "done"
+    print(
+        f"{was}: {result.final['step']} steps, {result.final['tokens']} tokens, validation loss "
+        f"{scores['loss']:.4f} nats/token, {scores['bits_per_byte']:.4f} bits/byte: "
+        f"{Path(result.workdir).resolve()}"
+    )
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,24 @@
+"""Experts, width and loss by the domain of the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moejax.analysis.figures.base import Figure
+from moejax.analysis.figures.grouped import Kind
+from moejax.analysis.figures.grouped import build as build_grouped
+from moejax.analysis.view import View
+
+KIND = Kind(
+    key="domain",
+    attribute="by_domain",
+    title="By domain",
+    caption="The same quantities by where the text comes from: is one domain given more compute?",
+    column="domain",
+    ordered=False,
+)
+
+
+def build(runs: Sequence[View]) -> Figure:
+    """Rows of dots, one row per domain."""
+    return build_grouped(runs, KIND)

@@ -1,0 +1,163 @@
+"""Analytic parameter and FLOP counts: one set of formulas for plan, trainer and report.
+
+Convention (stated in every run's model.json): a *parameter count* covers the weight matrices of
+embeddings, head, attention, FFN and experts; norm scales, biases and routers are listed but left
+out of `total`, as in the published counts that the tests hold it to (Huang et al. 373,817,344;
+HMoE 417,202,176 / 162,398,208). An untied embedding and the head both count as active.
+
+A *FLOP* count is training FLOPs per token: 2 per multiply-add of every weight matrix in use
+(embedding look-up 0, head once) plus attention scores, times 3 for forward and backward; no
+recomputation. Attention scores count the causal half: scores and weighted sum over a mean context
+of S/2 are `S * H * Dh` multiply-adds per token. Norms, softmax and activations are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+CONVENTION = (
+    "parameters: weight matrices incl. embedding and head, without norm scales, biases and "
+    "routers; FLOPs: training (3x forward) per token, 2 per multiply-add, embedding look-up 0, "
+    "head once, causal half of the attention scores, no recomputation"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerShape:
+    """What one transformer layer holds.
+
+    Attributes:
+      heads, kv_heads, head_dim: attention geometry.
+      dense_width: hidden width of a dense FFN (0 in an MoE layer).
+      widths: hidden width of each routed expert (empty in a dense layer).
+      shared_width: hidden width of the shared experts together.
+      nominal_active: routed experts per token to plan with.
+      router: registered name of the router, or None.
+      router_parameters: parameters of the router.
+      norm_parameters: norm scales of the layer.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dense_width: int = 0
+    widths: tuple[int, ...] = ()
+    shared_width: int = 0
+    nominal_active: float = 0.0
+    router: str | None = None
+    router_parameters: int = 0
+    norm_parameters: int = 0
+
+    @property
+    def nominal_active_width(self) -> float:
+        """Routed hidden units per token at `nominal_active` experts of mean width."""
+        if not self.widths:
+            return 0.0
+        return self.nominal_active * sum(self.widths) / len(self.widths)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelShape:
+    """What a model holds; everything that the counts need."""
+
+    vocab_size: int
+    d_model: int
+    layers: tuple[LayerShape, ...]
+    tied_embeddings: bool = False
+    final_norm_parameters: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """Parameter counts by role. `active_experts` is at the active widths asked for."""
+
+    embedding: int
+    head: int
+    attention: int
+    dense_ffn: int
+    experts: int
+    shared_experts: int
+    active_experts: float
+    router: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        """All weight matrices (see the convention at the top)."""
+        return self.non_embedding + self.embedding + self.head
+
+    @property
+    def non_embedding(self) -> int:
+        """`total` without embedding and head."""
+        return self.attention + self.dense_ffn + self.experts + self.shared_experts
+
+    @property
+    def active_non_embedding(self) -> float:
+        """What a token uses of `non_embedding`."""
+        return self.non_embedding - self.experts + self.active_experts
+
+    @property
+    def active(self) -> float:
+        """What a token uses of `total` (embedding and head count in full)."""
+        return self.active_non_embedding + self.embedding + self.head
+
+    @property
+    def everything(self) -> int:
+        """Every number that is trained: `total`, routers and norm scales."""
+        return self.total + self.router + self.norms
+
+
+def attention_parameters(d_model: int, layer: LayerShape) -> int:
+    """Query, key, value and output projections, no biases."""
+    return d_model * layer.head_dim * (2 * layer.heads + 2 * layer.kv_heads)
+
+
+def parameters(shape: ModelShape, active_widths: tuple[float, ...] | None = None) -> Parameters:
+    """Counts of a model.
+
+    Args:
+      active_widths: routed hidden units in use per token, one number per MoE layer in order;
+        None plans with `LayerShape.nominal_active_width`.
+
+    Raises:
+      ValueError: the number of `active_widths` is not the number of MoE layers.
+    """
+    per_unit = 3 * shape.d_model
+    widths = _active_widths(shape, active_widths)
+    table = shape.vocab_size * shape.d_model
+    return Parameters(
+        embedding=table,
+        head=0 if shape.tied_embeddings else table,
+        attention=sum(attention_parameters(shape.d_model, layer) for layer in shape.layers),
+        dense_ffn=sum(per_unit * layer.dense_width for layer in shape.layers),
+        experts=sum(per_unit * sum(layer.widths) for layer in shape.layers),
+        shared_experts=sum(per_unit * layer.shared_width for layer in shape.layers),
+        active_experts=per_unit * sum(widths),
+        router=sum(layer.router_parameters for layer in shape.layers),
+        norms=sum(layer.norm_parameters for layer in shape.layers) + shape.final_norm_parameters,
+    )
+
+
+def flops_per_width(shape: ModelShape) -> float:
+    """Training FLOPs per token of one routed hidden unit in one layer."""
+    return 3 * 2 * 3 * shape.d_model
+
+
+def flops_per_token(
+    shape: ModelShape, seq_len: int, active_widths: tuple[float, ...] | None = None
+) -> float:
+    """Training FLOPs per token (see the convention at the top); arguments as `parameters`."""
+    counts = parameters(shape, active_widths)
+    head = shape.vocab_size * shape.d_model
+    matrices = counts.active_non_embedding + counts.router + head
+    scores = sum(seq_len * layer.heads * layer.head_dim for layer in shape.layers)
+    return 3 * (2 * matrices + 2 * scores)
+
+
+def _active_widths(shape: ModelShape, given: tuple[float, ...] | None) -> tuple[float, ...]:
+    moe_layers = [layer for layer in shape.layers if layer.widths]
+    if given is None:
+        return tuple(layer.nominal_active_width for layer in moe_layers)
+    if len(given) != len(moe_layers):
+        raise ValueError(f"{len(given)} active widths for {len(moe_layers)} MoE layers")
+    return given

@@ -1,0 +1,1 @@
+"""The experts back ends: interchangeable ways to compute one routing."""

@@ -1,0 +1,210 @@
+"""CPU back end: work through each expert's tokens in tiles; gather, compute and combine inside.
+
+Only the assignments are sorted; rows are gathered a tile at a time and added straight into the
+output, so no `[T*K, D]` buffer exists, empty slots and empty experts cost nothing, and the cost
+follows the activated width. Tiles need a loop whose trip count is data (how many tokens an expert
+got), which reverse-mode autodiff cannot cross: hence the custom VJP, which recomputes the hidden
+activations instead of storing them (they would need a buffer for the worst case).
+
+Experts are grouped by width, so that every matrix multiplication has a static shape: one compiled
+tile body per distinct width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from moejax.experts.spec import ACTIVATIONS, ExpertsSpec, Weights
+from moejax.routing.contract import Routing
+
+Carry = Any
+
+
+def tiles(x_TD: jax.Array, routing: Routing, weights: Weights, spec: ExpertsSpec) -> jax.Array:
+    """`y_t = sum_k weight[t, k] * E_{expert[t, k]}(x_t)`, `[T, D]` in the dtype of `x_TD`."""
+    order_N, start_E, count_E = _sort_by_expert(routing.expert_TK, spec.num_experts)
+    # A tile may read past the last assignment; those reads are masked by the expert's count.
+    order_N = jnp.pad(order_N, (0, spec.tile))
+    return _tiles(x_TD, routing.weight_TK, weights, (order_N, start_E, count_E), spec)
+
+
+def _sort_by_expert(
+    expert_TK: jax.Array, num_experts: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Assignments (`t*K + k`) in order of their expert; first position and number per expert."""
+    expert_N = expert_TK.reshape(-1)
+    size = expert_N.shape[0]
+    if (num_experts + 1) * size < 2**31:
+        # One unstable sort of a packed key is three times cheaper than a stable argsort on CPU.
+        packed_N = expert_N * size + jnp.arange(size, dtype=jnp.int32)
+        order_N = lax.sort(packed_N, is_stable=False) % size
+    else:
+        order_N = jnp.argsort(expert_N, stable=True).astype(jnp.int32)
+    count_E = jnp.zeros(num_experts, jnp.int32).at[expert_N].add(1, mode="drop")
+    return order_N, jnp.cumsum(count_E) - count_E, count_E
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _tiles(
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    weights: Weights,
+    layout: tuple[jax.Array, jax.Array, jax.Array],
+    spec: ExpertsSpec,
+) -> jax.Array:
+    activation = ACTIVATIONS[spec.activation]
+    y_TD = jnp.zeros(x_TD.shape, jnp.promote_types(x_TD.dtype, jnp.float32))
+    for width, experts in spec.by_width().items():
+
+        def one_expert(index: jax.Array, y_TD: jax.Array, width: int, experts: Any) -> jax.Array:
+            expert, (gate_FD, up_FD, down_FD) = _expert(index, experts, width, weights, spec)
+
+            def one_tile(tile: jax.Array, y_TD: jax.Array) -> jax.Array:
+                _, token_R, x_RD, weight_R = _gather(x_TD, weight_TK, layout, expert, tile, spec)
+                hidden_RF = activation(_nt(x_RD, gate_FD), _nt(x_RD, up_FD))
+                out_RD = (hidden_RF * weight_R[:, None].astype(hidden_RF.dtype)) @ down_FD
+                return _add_rows(y_TD, token_R, out_RD)
+
+            return lax.fori_loop(0, _num_tiles(layout, expert, spec), one_tile, y_TD)
+
+        y_TD = _for_each(experts, functools.partial(one_expert, width=width, experts=experts), y_TD)
+    return y_TD.astype(x_TD.dtype)
+
+
+def _forward(
+    x_TD: jax.Array, weight_TK: jax.Array, weights: Weights, layout: Any, spec: ExpertsSpec
+) -> tuple[jax.Array, Any]:
+    return _tiles(x_TD, weight_TK, weights, layout, spec), (x_TD, weight_TK, weights, layout)
+
+
+def _backward(spec: ExpertsSpec, residuals: Any, dy_TD: jax.Array) -> tuple[Any, ...]:
+    x_TD, weight_TK, weights, layout = residuals
+    activation = ACTIVATIONS[spec.activation]
+    acc = jnp.promote_types(x_TD.dtype, jnp.float32)
+    names = ("gate_NUD", "up_NUD", "down_NUD")
+    grads = {name: jnp.zeros_like(weights[name]) for name in names}
+    carry: Carry = (jnp.zeros(x_TD.shape, acc), jnp.zeros(weight_TK.size, acc), grads)
+    for width, experts in spec.by_width().items():
+
+        def one_expert(index: jax.Array, carry: Carry, width: int, experts: Any) -> Carry:
+            dx_TD, dweight_N, grads = carry
+            expert, (gate_FD, up_FD, down_FD) = _expert(index, experts, width, weights, spec)
+
+            def one_tile(tile: jax.Array, carry: Carry) -> Carry:
+                dx_TD, dweight_N, dgate_FD, dup_FD, ddown_FD = carry
+                row_R, token_R, x_RD, weight_R = _gather(
+                    x_TD, weight_TK, layout, expert, tile, spec
+                )
+                dy_RD = jnp.take(dy_TD, token_R, axis=0, mode="fill", fill_value=0)
+                hidden_RF, activation_vjp = jax.vjp(
+                    activation, _nt(x_RD, gate_FD), _nt(x_RD, up_FD)
+                )
+                weight_R1 = weight_R[:, None].astype(hidden_RF.dtype)
+                dweighted_RF = _nt(dy_RD, down_FD)
+                dweight_R = (dweighted_RF * hidden_RF).sum(-1, dtype=acc)
+                dg_RF, du_RF = activation_vjp(dweighted_RF * weight_R1)
+                return (
+                    _add_rows(dx_TD, token_R, dg_RF @ gate_FD + du_RF @ up_FD),
+                    dweight_N.at[row_R].set(dweight_R, mode="drop", unique_indices=True),
+                    dgate_FD + _tn(dg_RF, x_RD),
+                    dup_FD + _tn(du_RF, x_RD),
+                    ddown_FD + _tn(hidden_RF * weight_R1, dy_RD),
+                )
+
+            zero_FD = jnp.zeros(gate_FD.shape, acc)
+            dx_TD, dweight_N, *dweights = lax.fori_loop(
+                0,
+                _num_tiles(layout, expert, spec),
+                one_tile,
+                (dx_TD, dweight_N, zero_FD, zero_FD, zero_FD),
+            )
+            start = jnp.asarray(np.asarray(spec.starts))[expert]
+            shape = (width // spec.unit, spec.unit, x_TD.shape[-1])
+            grads = {
+                name: lax.dynamic_update_slice_in_dim(
+                    grads[name], d_FD.reshape(shape).astype(grads[name].dtype), start, axis=0
+                )
+                for name, d_FD in zip(names, dweights, strict=True)
+            }
+            return dx_TD, dweight_N, grads
+
+        carry = _for_each(
+            experts, functools.partial(one_expert, width=width, experts=experts), carry
+        )
+    dx_TD, dweight_N, grads = carry
+    dweight_TK = dweight_N.reshape(weight_TK.shape).astype(weight_TK.dtype)
+    return dx_TD.astype(x_TD.dtype), dweight_TK, grads, None
+
+
+_tiles.defvjp(_forward, _backward)
+
+
+def _for_each(
+    experts: tuple[int, ...], body: Callable[[jax.Array, Carry], Carry], carry: Carry
+) -> Carry:
+    return lax.fori_loop(0, len(experts), body, carry)
+
+
+def _expert(
+    index: jax.Array, experts: tuple[int, ...], width: int, weights: Weights, spec: ExpertsSpec
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The `index`-th expert of a width class and its gate, up and down rows, `[F, D]` each."""
+    expert = jnp.asarray(np.asarray(experts, np.int32))[index]
+    start = jnp.asarray(np.asarray(spec.starts, np.int32))[expert]
+    rows = [
+        lax.dynamic_slice_in_dim(weights[name], start, width // spec.unit, axis=0)
+        for name in ("gate_NUD", "up_NUD", "down_NUD")
+    ]
+    return expert, tuple(row_NUD.reshape(width, row_NUD.shape[-1]) for row_NUD in rows)
+
+
+def _num_tiles(layout: Any, expert: jax.Array, spec: ExpertsSpec) -> jax.Array:
+    return (layout[2][expert] + spec.tile - 1) // spec.tile
+
+
+def _gather(
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    layout: Any,
+    expert: jax.Array,
+    tile: jax.Array,
+    spec: ExpertsSpec,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """One tile of an expert's assignments: assignment ids, token ids, rows, combine weights.
+
+    Rows past the expert's last assignment get ids out of range (distinct ones, so that scatters
+    may assume unique indices and drop them), zero rows and weight 0.
+    """
+    order_N, start_E, count_E = layout
+    num_tokens, slots = weight_TK.shape
+    offset_R = jnp.arange(spec.tile, dtype=jnp.int32)
+    live_R = tile * spec.tile + offset_R < count_E[expert]
+    row_R = lax.dynamic_slice_in_dim(order_N, start_E[expert] + tile * spec.tile, spec.tile)
+    token_R = jnp.where(live_R, row_R // slots, num_tokens + offset_R)
+    row_R = jnp.where(live_R, row_R, num_tokens * slots + offset_R)
+    x_RD = jnp.take(x_TD, token_R, axis=0, mode="fill", fill_value=0)
+    weight_R = jnp.take(weight_TK.reshape(-1), row_R, mode="fill", fill_value=0)
+    return row_R, token_R, x_RD, weight_R
+
+
+def _add_rows(y_TD: jax.Array, token_R: jax.Array, rows_RD: jax.Array) -> jax.Array:
+    """Adds rows to their tokens. An expert sees a token at most once, so ids are unique."""
+    return y_TD.at[token_R].add(rows_RD.astype(y_TD.dtype), mode="drop", unique_indices=True)
+
+
+def _nt(a_RD: jax.Array, b_FD: jax.Array) -> jax.Array:
+    """`a @ b.T`."""
+    return lax.dot_general(a_RD, b_FD, (((1,), (1,)), ((), ())))
+
+
+def _tn(a_RF: jax.Array, b_RD: jax.Array) -> jax.Array:
+    """`a.T @ b`, accumulated in float32 or better."""
+    acc = jnp.promote_types(a_RF.dtype, jnp.float32)
+    return lax.dot_general(a_RF, b_RD, (((0,), (0,)), ((), ())), preferred_element_type=acc)

@@ -1,0 +1,44 @@
+"""The compute seam: `expert_ffn(x, routing, weights, spec) -> (y, ledger)`, whatever the back end.
+
+A back end computes every filled slot of the routing and drops nothing of its own accord.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+
+from moejax.experts.backends.loop import loop
+from moejax.experts.backends.tiles import tiles
+from moejax.experts.spec import ExpertsSpec, Weights
+from moejax.routing.contract import Routing
+from moejax.routing.ledger import Ledger, open_ledger
+
+Backend = Callable[[jax.Array, Routing, Weights, ExpertsSpec], jax.Array]
+
+BACKENDS: dict[str, Backend] = {"loop": loop, "tiles": tiles}
+
+
+def expert_ffn(
+    x_TD: jax.Array,
+    routing: Routing,
+    weights: Weights,
+    spec: ExpertsSpec,
+    ledger: Ledger | None = None,
+) -> tuple[jax.Array, Ledger]:
+    """Sends every token through its experts and adds the weighted results.
+
+    Args:
+      x_TD: `[T, D]` of the compute dtype.
+      routing: who goes where (bounded by capacity already, if at all).
+      weights: `gate_NUD`, `up_NUD`, `down_NUD`, `[N, U, D]`, of the compute dtype.
+      spec: what the experts are.
+      ledger: the books so far; opened from `routing` if None.
+
+    Returns:
+      `y_TD` in the dtype of `x_TD`, and the ledger with what was dropped on the way.
+    """
+    name = "tiles" if spec.backend == "auto" else spec.backend
+    y_TD = BACKENDS[name](x_TD, routing, weights, spec)
+    return y_TD, open_ledger(routing) if ledger is None else ledger

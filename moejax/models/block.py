@@ -1,0 +1,103 @@
+"""One transformer block: attention, then a dense FFN or an MoE layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax.experts.config import MoeConfig
+from moejax.experts.dense import GatedFFN
+from moejax.experts.layer import MoELayer
+from moejax.models.attention import Attention, AttentionInputs, KVCache
+from moejax.models.config import ModelConfig
+from moejax.models.norm import RMSNorm
+from moejax.routing.contract import RouterInputs, Routing
+from moejax.routing.stats import RoutingStats
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What every block may know about the tokens, besides their hidden states. All `[B, S]`."""
+
+    token_id_BS: jax.Array
+    positions_BS: jax.Array
+    segment_ids_BS: jax.Array
+
+    @property
+    def attention(self) -> AttentionInputs:
+        return AttentionInputs(self.positions_BS, self.segment_ids_BS)
+
+    def router(self, key: jax.Array | None, carry_TE: Any, train: bool) -> RouterInputs:
+        """The same tokens, flattened for a router."""
+        batch, length = self.token_id_BS.shape
+        row_BS = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, length))
+        return RouterInputs(
+            valid_T=(self.segment_ids_BS > 0).reshape(-1),
+            token_id_T=self.token_id_BS.reshape(-1),
+            position_T=self.positions_BS.reshape(-1),
+            sequence_T=row_BS.reshape(-1),
+            key=key,
+            carry_TE=carry_TE,
+            train=train,
+        )
+
+
+class BlockOut(NamedTuple):
+    """What a block returns besides hidden states: returned, never sown."""
+
+    stats: RoutingStats | None
+    expert_TK: jax.Array | None
+    carry_TE: jax.Array | None
+    cache: KVCache | None
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block; `moe=None` makes its FFN dense."""
+
+    def __init__(self, config: ModelConfig, moe: MoeConfig | None, *, rngs: nnx.Rngs) -> None:
+        param_dtype = config.dtypes[0]
+        # GPT-2's residual scaling: the sum of 2L branches starts with unit-order variance.
+        out_scale = (2 * config.num_layers) ** -0.5
+        shared: dict[str, Any] = {
+            "rngs": rngs,
+            "param_dtype": param_dtype,
+            "out_scale": out_scale,
+        }
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps, param_dtype)
+        self.attention = Attention(
+            config.d_model, config.attention, norm_eps=config.norm_eps, **shared
+        )
+        self.ffn_norm = RMSNorm(config.d_model, config.norm_eps, param_dtype)
+        self.ffn: MoELayer | GatedFFN = (
+            GatedFFN(config.d_model, config.ffn_width, **shared)
+            if moe is None
+            else MoELayer(config.d_model, moe, **shared)
+        )
+
+    def __call__(
+        self,
+        x_BSD: jax.Array,
+        tokens: Tokens,
+        *,
+        key: jax.Array | None = None,
+        carry_TE: jax.Array | None = None,
+        cache: KVCache | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, BlockOut]:
+        """Hidden states `[B, S, D]` in, the same shape and dtype out."""
+        mixed_BSD, cache = self.attention(self.attention_norm(x_BSD), tokens.attention, cache)
+        x_BSD = x_BSD + mixed_BSD
+        h_BSD = self.ffn_norm(x_BSD)
+        if not isinstance(self.ffn, MoELayer):
+            return x_BSD + self.ffn(h_BSD), BlockOut(None, None, carry_TE, cache)
+        inputs = tokens.router(key, carry_TE, train)
+        out = self.ffn.forward(h_BSD.reshape(-1, h_BSD.shape[-1]), inputs)
+        stats = self.ffn.stats(out, inputs, num_sequences=x_BSD.shape[0])
+        kept: Routing = out.kept
+        y_BSD = out.y_TD.reshape(x_BSD.shape)
+        return x_BSD + y_BSD, BlockOut(stats, kept.expert_TK, out.carry_TE, cache)

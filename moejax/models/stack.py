@@ -1,0 +1,141 @@
+"""The stack of blocks: stacked parameters, one initialisation for all, scanned application."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax.experts.config import MoeConfig
+from moejax.experts.layer import RouterState
+from moejax.models.attention import KVCache
+from moejax.models.block import Block, BlockOut, Tokens
+from moejax.models.config import ModelConfig
+from moejax.models.remat import rematerialise
+from moejax.models.segments import Segment
+
+Tree = dict[str, Any]
+
+
+class BlockFunctions:
+    """A block as pure functions of dicts: NNX used functionally (split once, merge inside)."""
+
+    def __init__(self, config: ModelConfig, moe: MoeConfig | None) -> None:
+        self.config, self.moe = config, moe
+        abstract = nnx.eval_shape(lambda: Block(config, moe, rngs=nnx.Rngs(0)))
+        self._graph, *self._templates = nnx.split(abstract, nnx.Param, RouterState)
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Parameters and router state of one block."""
+        block = Block(self.config, self.moe, rngs=nnx.Rngs(key))
+        _, *states = nnx.split(block, nnx.Param, RouterState)
+        params, router_state = (nnx.to_pure_dict(state) for state in states)
+        return params, router_state
+
+    def apply(
+        self, params: Tree, state: Tree, *args: Any, **kwargs: Any
+    ) -> tuple[jax.Array, BlockOut]:
+        """Calls the block with these parameters."""
+        filled = []
+        for template, pure in zip(self._templates, (params, state), strict=True):
+            copy = jax.tree.map(lambda leaf: leaf, template)
+            nnx.replace_by_pure_dict(copy, pure)
+            filled.append(copy)
+        return nnx.merge(self._graph, *filled)(*args, **kwargs)
+
+
+class SegmentStack:
+    """The blocks of one segment, `repeat` times their pattern."""
+
+    def __init__(self, config: ModelConfig, segment: Segment) -> None:
+        self.config, self.segment = config, segment
+        self.blocks = [BlockFunctions(config, moe) for moe in segment.pattern]
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Parameters and router state with a leading `repeat` axis, keyed by pattern position."""
+        params, state = {}, {}
+        for position, block in enumerate(self.blocks):
+            keys = jax.random.split(jax.random.fold_in(key, position), self.segment.repeat)
+            # Not vmap: the same numbers, but threefry with a batch of keys compiles half as fast.
+            params[str(position)], state[str(position)] = jax.lax.map(block.init, keys)
+        return params, state
+
+    def apply(
+        self,
+        params: Tree,
+        state: Tree,
+        x_BSD: jax.Array,
+        tokens: Tokens,
+        *,
+        key: jax.Array | None,
+        train: bool,
+        caches: Tree | None = None,
+    ) -> tuple[jax.Array, list[BlockOut]]:
+        """Runs the segment; block outputs come back stacked `[repeat, ...]`, one per position.
+
+        A router's carry passes from MoE layer to MoE layer inside a segment and starts at zero.
+        """
+
+        def period(carry: Any, layer: Any) -> tuple[Any, list[BlockOut]]:
+            x_BSD, carry_TE = carry
+            params, state, key, caches = layer
+            outs = []
+            for position, block in enumerate(self.blocks):
+                name = str(position)
+
+                def apply(
+                    params: Tree, state: Tree, x_BSD: Any, carry_TE: Any, key: Any, cache: Any
+                ) -> Any:
+                    return block.apply(  # noqa: B023 - called in this iteration only
+                        params,
+                        state,
+                        x_BSD,
+                        tokens,
+                        key=key,
+                        carry_TE=carry_TE,
+                        cache=cache,
+                        train=train,
+                    )
+
+                own_key = None if key is None else jax.random.fold_in(key, position)
+                x_BSD, out = rematerialise(apply, self.config.remat)(
+                    params[name],
+                    state.get(name, {}),
+                    x_BSD,
+                    carry_TE,
+                    own_key,
+                    None if caches is None else caches[name],
+                )
+                carry_TE = out.carry_TE
+                outs.append(out._replace(carry_TE=None))
+            return (x_BSD, carry_TE), outs
+
+        keys = None if key is None else jax.random.split(key, self.segment.repeat)
+        layers = (params, state, keys, caches)
+        carry = (x_BSD, self._first_carry(x_BSD))
+        if self.config.scan and self.segment.repeat > 1:
+            (x_BSD, _), outs = jax.lax.scan(period, carry, layers)
+            return x_BSD, outs
+        per_layer = []
+        for index in range(self.segment.repeat):
+            carry, outs = period(carry, jax.tree.map(lambda leaf: leaf[index], layers))  # noqa: B023
+            per_layer.append(outs)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *per_layer)
+        return carry[0], stacked
+
+    def _first_carry(self, x_BSD: jax.Array) -> jax.Array | None:
+        for moe in self.segment.pattern:
+            if moe is not None and moe.router.carries:
+                return jnp.zeros((x_BSD.shape[0] * x_BSD.shape[1], moe.experts), jnp.float32)
+        return None
+
+    def caches(self, batch: int, capacity: int) -> Tree:
+        """Empty key-value caches, stacked like the parameters."""
+        attention = self.config.attention.resolve(self.config.d_model)
+        one = KVCache.empty(
+            batch, capacity, attention.kv_heads, attention.head_dim, self.config.dtypes[1]
+        )
+        stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.segment.repeat), one)
+        return {str(position): stacked for position in range(len(self.blocks))}

@@ -1,0 +1,231 @@
+"""The contract between choosing and computing: `Router` -> `Routing` -> everything else.
+
+Axis letters: `T` tokens (batch x sequence, flattened), `D` model width, `E` routed experts,
+`K` slots per token. Every loss, drop count, FLOP count and analysis is a pure function of a
+`Routing`; nothing downstream ever asks which router made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config.knobs import ConfigError
+from moejax.config.registry import Registry
+
+if TYPE_CHECKING:
+    from moejax.routing.stats import RoutingStats
+
+ROUTERS = Registry("router")
+
+Params = dict[str, Any]
+State = dict[str, Any]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["expert_TK", "weight_TK", "requested_T", "scores_TE", "logits_TE"],
+    meta_fields=["num_experts", "max_rows"],
+)
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """Who goes where: the only thing an expert computation, a loss or an analysis may look at.
+
+    Attributes:
+      expert_TK: int32 `[T, K]`, the expert of each slot; `num_experts` (the sentinel, one past the
+        last expert, so that it sorts behind every real group) where the slot is empty. A token
+        holds an expert at most once.
+      weight_TK: float32 `[T, K]`, combine weight of each slot; 0 where empty.
+      requested_T: int32 `[T]`, experts that the rule asked for before `k_max` or capacity.
+      scores_TE: float32 `[T, E]` non-negative scores over all experts, or None (hash, random).
+      logits_TE: float32 `[T, E]` router logits, or None.
+      num_experts: static `E`.
+      max_rows: static upper bound on the filled slots of a whole batch (top-k: `T*k`; expert
+        choice: `E*C`); what a back end that materialises rows must allocate.
+    """
+
+    expert_TK: jax.Array
+    weight_TK: jax.Array
+    requested_T: jax.Array
+    scores_TE: jax.Array | None
+    logits_TE: jax.Array | None
+    num_experts: int
+    max_rows: int
+
+    @property
+    def filled_TK(self) -> jax.Array:
+        """bool `[T, K]`: the slots that hold an expert."""
+        return self.expert_TK < self.num_experts
+
+    @property
+    def active_T(self) -> jax.Array:
+        """int32 `[T]`: experts that each token really uses."""
+        return self.filled_TK.sum(-1, dtype=jnp.int32)
+
+    @property
+    def count_E(self) -> jax.Array:
+        """int32 `[E]`: assignments held by each expert. No gradient flows through a count."""
+        ids = self.expert_TK.reshape(-1)
+        return jnp.zeros(self.num_experts, jnp.int32).at[ids].add(1, mode="drop")
+
+    @property
+    def probs_TE(self) -> jax.Array:
+        """float32 `[T, E]`: scores normalised over all experts (rows of zeros stay zero).
+
+        Raises:
+          ValueError: the router has no scores.
+        """
+        if self.scores_TE is None:
+            raise ValueError("this routing has no scores (its router is hash-like)")
+        total_T1 = self.scores_TE.sum(-1, keepdims=True)
+        return self.scores_TE / jnp.where(total_T1 > 0, total_T1, 1.0)
+
+    def combine_TE(self) -> jax.Array:
+        """`[T, E]` combine weight of every token for every expert (0 where not routed)."""
+        one_hot_TKE = self.expert_TK[..., None] == jnp.arange(self.num_experts)
+        return jnp.where(one_hot_TKE, self.weight_TK[..., None], 0).sum(1)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["token_id_T", "valid_T", "position_T", "sequence_T", "key", "carry_TE"],
+    meta_fields=["train"],
+)
+@dataclasses.dataclass(frozen=True)
+class RouterInputs:
+    """What a router may look at besides the hidden states.
+
+    Attributes:
+      valid_T: bool `[T]`; a padding token (False) fills no slot and enters no statistic.
+      token_id_T: int32 `[T]` input token ids (hash routing), or None outside a language model.
+      position_T: int32 `[T]` position inside the document, or None.
+      sequence_T: int32 `[T]` row of the batch that the token came from, or None.
+      key: PRNG key for stochastic routers, or None (then they must behave deterministically).
+      carry_TE: float32 `[T, E]` what the router of the previous MoE layer passed on, or None.
+      train: static; jitter and noise act only when it is True.
+    """
+
+    valid_T: jax.Array
+    token_id_T: jax.Array | None = None
+    position_T: jax.Array | None = None
+    sequence_T: jax.Array | None = None
+    key: jax.Array | None = None
+    carry_TE: jax.Array | None = None
+    train: bool = False
+
+    @staticmethod
+    def of(num_tokens: int, **fields: Any) -> RouterInputs:
+        """Inputs for `num_tokens` real tokens: the default of a layer used outside a model."""
+        fields.setdefault("valid_T", jnp.ones(num_tokens, bool))
+        return RouterInputs(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """Base of every router: a frozen dataclass of knobs that *is* the rule.
+
+    A router owns no arrays: `init` makes its parameters, `init_state` its non-learned state, and
+    `__call__` is pure. Register a subclass with `@ROUTERS.register("name")` and it is available
+    to every config as `model.moe.router.name`.
+    """
+
+    causal: ClassVar[bool] = True
+    """A token's routing depends on no later token of its sequence."""
+    token_equivariant: ClassVar[bool] = True
+    """Permuting the tokens (with their inputs) permutes the routing and changes nothing else."""
+    expert_equivariant: ClassVar[bool] = True
+    """Permuting the router's expert columns permutes the experts and changes nothing else
+    (ties aside)."""
+    has_scores: ClassVar[bool] = True
+    has_logits: ClassVar[bool] = True
+    carries: ClassVar[bool] = False
+    """Passes a `[T, E]` array on to the router of the next MoE layer."""
+
+    def slots(self, num_experts: int) -> int:
+        """`K`, the static number of slots per token."""
+        raise TypeError(f"{type(self).__name__} does not say how many slots it needs")
+
+    def max_rows(self, num_tokens: int, num_experts: int) -> int:
+        """Static bound on the filled slots of a batch of `num_tokens` tokens."""
+        return num_tokens * self.slots(num_experts)
+
+    def nominal_active(self, num_experts: int) -> float:
+        """Experts per token to plan with, before anything was measured."""
+        return float(self.slots(num_experts))
+
+    def check_experts(self, num_experts: int, path: str) -> None:
+        """Raises ConfigError when this rule cannot serve `num_experts` experts."""
+        if self.slots(num_experts) > num_experts:
+            raise ConfigError(
+                f"{path}: asks for {self.slots(num_experts)} experts per token but there are "
+                f"{num_experts}; nearest valid value {num_experts}"
+            )
+
+    def init(self, key: jax.Array, d_model: int, num_experts: int) -> Params:
+        """Parameters, float32 (router numerics are float32 whatever the model's dtype)."""
+        del key, d_model, num_experts
+        return {}
+
+    def num_parameters(self, d_model: int, num_experts: int) -> int:
+        """Numbers that `init` makes: analytic, so that plans need no tracing."""
+        del d_model, num_experts
+        return 0
+
+    def init_state(self, num_experts: int) -> State:
+        """State that is not learned by gradient (aux-free bias, ReMoE's lambda)."""
+        del num_experts
+        return {}
+
+    def update_state(self, state: State, stats: RoutingStats) -> State:
+        """New state after one optimiser step.
+
+        Leaves of `state` and `stats` carry a leading layer axis (all layers that share this
+        router's config), so that a rule may average over layers (ReMoE) or not (aux-free bias).
+        `stats` are sums over the *whole* batch, all micro-batches.
+        """
+        del stats
+        return state
+
+    def auxiliary(self, stats: RoutingStats, state: State) -> dict[str, jax.Array]:
+        """Losses of the router's own, already scaled, by name: for a rule whose coefficient lives
+        in its state (ReMoE). Leading layer axes as in `update_state`; values are scalars.
+
+        Ordinary losses belong in `moejax.routing.losses`."""
+        del stats, state
+        return {}
+
+    def __call__(
+        self, x_TD: jax.Array, inputs: RouterInputs, params: Params, state: State
+    ) -> tuple[Routing, jax.Array | None]:
+        """Routes the tokens. Returns the routing and the carry for the next MoE layer."""
+        raise TypeError(f"{type(self).__name__} does not route")
+
+    def routing(
+        self,
+        inputs: RouterInputs,
+        expert_TK: jax.Array,
+        weight_TK: jax.Array,
+        *,
+        requested_T: jax.Array | None = None,
+        scores_TE: jax.Array | None = None,
+        logits_TE: jax.Array | None = None,
+        num_experts: int,
+    ) -> Routing:
+        """Wraps a selection into a `Routing`, emptying the slots of padding tokens."""
+        valid_T1 = inputs.valid_T[:, None]
+        filled_TK = valid_T1 & (expert_TK < num_experts)
+        if requested_T is None:
+            requested_T = filled_TK.sum(-1, dtype=jnp.int32)
+        return Routing(
+            expert_TK=jnp.where(filled_TK, expert_TK, num_experts).astype(jnp.int32),
+            weight_TK=jnp.where(filled_TK, weight_TK, 0.0),
+            requested_T=jnp.where(inputs.valid_T, requested_T, 0).astype(jnp.int32),
+            scores_TE=scores_TE,
+            logits_TE=logits_TE,
+            num_experts=num_experts,
+            max_rows=self.max_rows(expert_TK.shape[0], num_experts),
+        )

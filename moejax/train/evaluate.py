@@ -1,0 +1,171 @@
+"""Evaluation: validation loss, routing counts and the evaluation trace of one step."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moejax.config.files import write_bytes_atomic
+from moejax.config.knobs import knob
+from moejax.train.flops import FlopsMeter
+from moejax.train.signals import StopSignal
+from moejax.train.state import TrainState
+from moejax.train.step import model_inputs
+
+FORMAT_VERSION = 1
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """When the validation text is read, and how much of it. There is always one at the end."""
+
+    every: int | str = knob("10%", unit="steps | tokens | percent", doc="an evaluation every")
+    at_start: bool = knob(False, doc="also evaluate the initial weights")
+    batch_size: int = knob(16, unit="sequences", doc="sequences per evaluation batch", low=1)
+    max_tokens: int = knob(
+        65536, unit="tokens", doc="validation tokens read at most, always the same ones", low=1
+    )
+    trace_tokens: int = knob(
+        16384, unit="tokens", doc="tokens kept in trace/STEP.npz; 0 = no trace", low=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+      metrics: `eval/...` scalars for metrics.jsonl and final.json.
+      routing, trace: arrays of routing/STEP.npz and trace/STEP.npz.
+      active_width_L: routed hidden units per token of each MoE layer.
+      active_experts: mean over MoE layers of routed experts per token; NaN for a dense model.
+      seconds: wall-clock seconds it took.
+    """
+
+    metrics: dict[str, float]
+    routing: Arrays
+    trace: Arrays | None
+    active_width_L: np.ndarray
+    active_experts: float
+    seconds: float
+
+
+class Evaluator:
+    """Runs the compiled evaluation step over the validation stream."""
+
+    def __init__(
+        self,
+        model: Any,
+        step: Callable[..., Any],
+        batches: Callable[[], Iterable[dict[str, np.ndarray]]],
+        config: EvaluationConfig,
+        bytes_per_token: float,
+    ) -> None:
+        self._model = model
+        self._step = step
+        self._batches = batches
+        self._config = config
+        self._bytes_per_token = bytes_per_token
+
+    def run(self, state: TrainState, stop: StopSignal) -> Evaluation | None:
+        """Evaluates; None if a signal asked for a stop meanwhile (nothing is to be logged then).
+
+        Raises:
+          ValueError: the validation stream holds no target.
+        """
+        start = time.perf_counter()
+        params = state.params
+        sums: Any = None
+        traces: list[Arrays] = []
+        traced = tokens = 0
+        for batch in self._batches():
+            if stop.requested:
+                return None
+            tokens += int(np.count_nonzero(batch["segment_ids"]))
+            inputs = jax.device_put(model_inputs(batch))
+            out = dict(self._step(params, state.router_state, inputs))
+            trace = out.pop("trace", None)
+            if trace is not None and traced < self._config.trace_tokens:
+                piece = self._model.host_trace(jax.device_get(trace), batch)
+                traces.append(piece)
+                traced += piece["token_T"].shape[0]
+            # float64 on the host: the sum must not depend on how many batches there are.
+            host = jax.tree.map(_wide, jax.device_get(out))
+            sums = host if sums is None else jax.tree.map(np.add, sums, host)
+        if sums is None or not sums["targets"] > 0:
+            raise ValueError("the validation split holds no target token to evaluate on")
+        summary = jax.device_get(dict(self._model.summarise(sums)))
+        routing = dict(self._model.host_routing(summary))
+        routing |= {"split": np.asarray("eval"), "tokens": np.asarray(tokens, np.int64)}
+        active_width_L = np.asarray(routing["active_width_L"], np.float64)
+        return Evaluation(
+            metrics=self._metrics(sums, summary),
+            routing=routing,
+            trace=_join(traces, self._config.trace_tokens) if traces else None,
+            active_width_L=active_width_L,
+            active_experts=float(np.mean(routing["active_L"])) if active_width_L.size else math.nan,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _metrics(self, sums: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, float]:
+        loss = float(sums["nll"]) / float(sums["targets"])
+        metrics = {
+            "eval/loss": loss,
+            "eval/perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "eval/bits_per_byte": loss / math.log(2.0) / self._bytes_per_token,
+            "eval/tokens": int(sums["targets"]),
+        }
+        for key in sorted(summary):
+            if key.startswith("routing/"):
+                metrics[f"eval/{key}"] = float(summary[key])
+        return metrics
+
+
+def measured(meter: FlopsMeter, evaluation: Evaluation) -> dict[str, float | None]:
+    """What a token really used during an evaluation: the `measured` part of final.json."""
+    active, non_embedding = meter.active(evaluation.active_width_L)
+    experts = evaluation.active_experts
+    widths = evaluation.active_width_L
+    return {
+        "active_parameters": active,
+        "active_non_embedding_parameters": non_embedding,
+        "flops_per_token": meter.per_token(widths),
+        "active_experts": experts if math.isfinite(experts) else None,
+        "active_width": float(widths.mean()) if widths.size else None,
+    }
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Writes an .npz atomically; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, format_version=np.int32(FORMAT_VERSION), **arrays)
+    write_bytes_atomic(path, buffer.getvalue())
+
+
+def _wide(leaf: Any) -> Any:
+    array = np.asarray(leaf)
+    kind = np.float64 if np.issubdtype(array.dtype, np.floating) else np.int64
+    return array.astype(kind)
+
+
+def _join(traces: list[Arrays], limit: int) -> Arrays:
+    """Concatenates along the token axis, which the names mark with a T; other arrays are equal."""
+    joined = {}
+    for name, first in traces[0].items():
+        letters = name.rpartition("_")[2]
+        if "T" not in letters or not letters.isupper():
+            joined[name] = first
+            continue
+        axis = letters.index("T")
+        whole = np.concatenate([piece[name] for piece in traces], axis)
+        joined[name] = np.take(whole, np.arange(min(limit, whole.shape[axis])), axis)
+    return joined

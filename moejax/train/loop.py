@@ -1,0 +1,269 @@
+"""The training loop: dispatch step t+1, then look at the metrics of step t."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from moejax.config.files import write_json
+from moejax.train.checkpoint import Checkpoints
+from moejax.train.clock import Clock
+from moejax.train.errors import NonFiniteError
+from moejax.train.evaluate import Evaluation, Evaluator, measured, write_arrays
+from moejax.train.experiment import Experiment
+from moejax.train.flops import FlopsMeter
+from moejax.train.log import RunLog, Sink
+from moejax.train.profile import Profiler
+from moejax.train.progress import Progress, StepReport
+from moejax.train.rundir import FORMAT_VERSION, RunDir, Status
+from moejax.train.signals import StopSignal
+from moejax.train.sinks.jsonl import MetricsFile
+from moejax.train.state import TrainState
+from moejax.train.step import model_inputs
+
+_FLUSH_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that was dispatched and whose metrics are still on the device."""
+
+    step: int
+    tokens: int
+    metrics: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Loop:
+    """One attempt's loop; `clock` is where it stands and is saved with every checkpoint."""
+
+    experiment: Experiment
+    run_dir: RunDir
+    model: Any
+    step: Any
+    evaluator: Evaluator
+    stream: Any
+    checkpoints: Checkpoints
+    metrics_file: MetricsFile
+    sinks: list[Sink]
+    meter: FlopsMeter
+    peak: tuple[float, str]
+    status: Status
+    log: RunLog
+    progress: Progress
+    stop: StopSignal
+    profiler: Profiler
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        experiment = self.experiment
+        self._total = experiment.total_steps
+        self._eval_every = experiment.steps_of(
+            experiment.evaluation.every, "config.evaluation.every"
+        )
+        self._save_every = experiment.steps_of(
+            experiment.checkpoint.every, "config.checkpoint.every"
+        )
+        self._saved_at = self._mark = self._flushed = time.perf_counter()
+        self._final: Evaluation | None = None
+
+    def run(self, state: TrainState) -> dict[str, Any]:
+        """Trains to the end and returns the content of final.json.
+
+        Raises:
+          NonFiniteError: a step's loss or gradient was not finite.
+          StorageError: a checkpoint could not be written.
+          Interrupted: a signal asked for a stop; the state is saved unless no step was done.
+        """
+        if self._evaluation_due(self.clock.step) and self.clock.evaluated_step < self.clock.step:
+            self._evaluate(state)
+        if self.stop.requested:
+            self._save_and_stop(state)
+        if self.clock.step < self._total:
+            state = self._train(state)
+        return self._finish(state)
+
+    def _train(self, state: TrainState) -> TrainState:
+        self.progress.phase("training")
+        self._mark = time.perf_counter()
+        pending: _Pending | None = None
+        with contextlib.closing(self.stream.iterate(self.clock.step)) as batches:
+            for done, batch in batches:
+                number = done + 1
+                self.profiler.before(number)
+                inputs = jax.device_put(model_inputs(batch))
+                state, metrics = self.step(state, inputs)
+                if pending is not None:
+                    self._account(pending)
+                pending = _Pending(number, int(np.count_nonzero(batch["segment_ids"])), metrics)
+                if self.profiler.after(number, metrics):
+                    self.log.say(
+                        f"profile of steps up to {number} written to {self.run_dir.profile}"
+                    )
+                if self._must_pause(number):
+                    # A step that goes to disk or is evaluated must be known to be finite first.
+                    self._account(pending)
+                    pending = None
+                    self._pause(state)
+                    self._mark = time.perf_counter()
+                if number == self._total:
+                    break
+        return state
+
+    def _must_pause(self, number: int) -> bool:
+        return (
+            self.stop.requested
+            or number == self._total
+            or self._evaluation_due(number)
+            or self._save_due(number)
+        )
+
+    def _pause(self, state: TrainState) -> None:
+        """Between two steps: stop, evaluate, save."""
+        step = self.clock.step
+        if self.stop.requested:
+            self._save_and_stop(state)
+        if self._evaluation_due(step):
+            self._evaluate(state)
+        if step < self._total and self._save_due(step):
+            self._save(state)
+
+    def _evaluation_due(self, step: int) -> bool:
+        if step == 0:
+            return self.experiment.evaluation.at_start
+        return step == self._total or step % self._eval_every == 0
+
+    def _save_due(self, step: int) -> bool:
+        minutes = self.experiment.checkpoint.minutes
+        overdue = minutes > 0 and time.perf_counter() - self._saved_at >= 60 * minutes
+        return step % self._save_every == 0 or overdue
+
+    def _account(self, pending: _Pending) -> None:
+        """Fetches a step's metrics, moves the clock, and writes the metrics line."""
+        metrics = jax.device_get(pending.metrics)
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        clock = self.clock
+        clock.step = pending.step
+        clock.tokens += pending.tokens
+        flops = pending.tokens * self.meter.per_token(self._active_width(metrics))
+        clock.flops += flops
+        clock.seconds += seconds
+        speed = pending.tokens / seconds
+        utilisation = flops / seconds / self.peak[0]
+        finite = bool(metrics["finite"])
+        if not finite or clock.step % self.experiment.log.every == 0 or clock.step == self._total:
+            line = {"step": clock.step, "tokens": clock.tokens}
+            for key in sorted(metrics):
+                if not key.startswith("_") and key != "finite":
+                    line[f"train/{key}"] = float(metrics[key])
+            line["compute/flops"] = clock.flops
+            line["perf/tokens_per_second"] = speed
+            line["perf/step_seconds"] = seconds
+            line["perf/mfu"] = utilisation
+            self._write(line)
+        if not finite:
+            self._fail(metrics)
+        loss = float(metrics["loss"])
+        self.progress.step(StepReport(clock.step, loss, speed, seconds, utilisation, self.peak[1]))
+        self.status.beat(clock.step)
+        self.checkpoints.check()
+
+    def _active_width(self, metrics: dict[str, Any]) -> np.ndarray:
+        return np.asarray(self.model.host_routing(metrics)["active_width_L"], np.float64)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        line["time/elapsed"] = self.clock.seconds
+        line["time/unix"] = time.time()
+        for sink in self.sinks:
+            sink.write(line)
+        now = time.perf_counter()
+        if now - self._flushed >= _FLUSH_SECONDS:
+            self.metrics_file.flush()
+            self._flushed = now
+
+    def _fail(self, metrics: dict[str, Any]) -> None:
+        """Flushes and ends the run. The device has kept the state from before this step."""
+        for sink in self.sinks:
+            sink.flush()
+        self.metrics_file.sync()
+        self.status.beat(self.clock.step)
+        self.log.record(
+            f"step {self.clock.step}: loss {float(metrics['loss'])}, total loss "
+            f"{float(metrics['total_loss'])}, gradient norm {float(metrics['grad_norm'])}"
+        )
+        raise NonFiniteError(f"non-finite at step {self.clock.step}")
+
+    def _evaluate(self, state: TrainState) -> None:
+        """Evaluates and writes line, routing and trace; a stop abandons it without a trace."""
+        self.progress.phase("evaluating")
+        evaluation = self.evaluator.run(state, self.stop)
+        if evaluation is None:
+            self._save_and_stop(state)
+            return
+        step = self.clock.step
+        write_arrays(self.run_dir.routing(step), evaluation.routing)
+        if evaluation.trace is not None:
+            write_arrays(self.run_dir.trace(step), evaluation.trace)
+        line: dict[str, Any] = {"step": step, "tokens": self.clock.tokens, **evaluation.metrics}
+        line["compute/flops"] = self.clock.flops
+        line["perf/eval_seconds"] = evaluation.seconds
+        self._write(line)
+        self.clock.evaluated_step = step
+        self._final = evaluation
+        self.log.record(f"step {step}: validation loss {evaluation.metrics['eval/loss']:.4f}")
+        self.status.set(step=step)
+        self.progress.phase("training")
+
+    def _save(self, state: TrainState) -> None:
+        """Metrics to disk first, then the state: a checkpoint never knows more than the record."""
+        for sink in self.sinks:
+            sink.flush()
+        self.metrics_file.sync()
+        self.clock.metrics_lines = self.metrics_file.lines
+        self.checkpoints.save(state, self.clock)
+        self._saved_at = time.perf_counter()
+
+    def _save_and_stop(self, state: TrainState) -> None:
+        step = self.clock.step
+        if step == 0:
+            raise self.stop.error("stopped before the first step; nothing to save")
+        if step not in self.checkpoints.steps():
+            self.progress.phase("saving")
+            self._save(state)
+            self.checkpoints.wait()
+        raise self.stop.error(f"state saved at step {step}; the same command resumes")
+
+    def _finish(self, state: TrainState) -> dict[str, Any]:
+        evaluation = self._final
+        if evaluation is None or self.clock.step != self.clock.evaluated_step:
+            # The process died between the last checkpoint and final.json; the line is there.
+            self.progress.phase("evaluating")
+            evaluation = self.evaluator.run(state, self.stop)
+            if evaluation is None:
+                self._save_and_stop(state)
+        assert evaluation is not None
+        clock = self.clock
+        scores = {key.removeprefix("eval/"): value for key, value in evaluation.metrics.items()}
+        final = {
+            "format_version": FORMAT_VERSION,
+            "step": clock.step,
+            "tokens": clock.tokens,
+            "eval": scores,
+            "measured": measured(self.meter, evaluation),
+            "compute": {"flops": clock.flops},
+            "time": {"elapsed": clock.seconds},
+        }
+        write_json(self.run_dir.final, final)
+        if clock.step not in self.checkpoints.steps():
+            self._save(state)
+        self.progress.phase("saving")
+        self.checkpoints.wait()
+        self.metrics_file.sync()
+        self.status.set(state="done", step=clock.step, reason="", exit_code=0)
+        return final

@@ -1,0 +1,206 @@
+"""The run directory: its files, its identity, and what a second attempt may change."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from moejax.config.compose import config_hash, diff, format_diff
+from moejax.config.files import read_json, write_json
+from moejax.config.knobs import ConfigError
+from moejax.train.errors import MismatchError
+
+FORMAT_VERSION = 1
+
+MAY_CHANGE = (
+    "log.console_seconds", "log.heartbeat_seconds", "log.tensorboard", "log.wandb",
+    "log.wandb_project", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep",
+    "data.cache_dir",
+)  # fmt: skip
+"""Keys that change no number of a run, so a resumed run may set them anew. Everything else is the
+run's identity."""
+
+_OURS = re.compile(
+    r"^(\..*\.tmp|run\.lock|(config|env|status|data|model|final)\.json|metrics\.jsonl|log\.txt"
+    r"|checkpoints|checkpoints\.damaged|routing|trace|tb|profile|wandb)$"
+)
+
+
+class RunDir:
+    """Paths and small JSON files of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.json"
+        self.env = root / "env.json"
+        self.status = root / "status.json"
+        self.data = root / "data.json"
+        self.model = root / "model.json"
+        self.final = root / "final.json"
+        self.metrics = root / "metrics.jsonl"
+        self.log = root / "log.txt"
+        self.checkpoints = root / "checkpoints"
+        self.damaged = root / "checkpoints.damaged"
+        self.tensorboard = root / "tb"
+        self.profile = root / "profile"
+
+    def routing(self, step: int) -> Path:
+        """Per-layer counts of the evaluation at `step`."""
+        return self.root / "routing" / f"{step}.npz"
+
+    def trace(self, step: int) -> Path:
+        """Evaluation trace of `step`."""
+        return self.root / "trace" / f"{step}.npz"
+
+
+def claim(workdir: str | os.PathLike[str]) -> RunDir:
+    """Makes the directory if needed and checks that a run may live there.
+
+    Raises:
+      ConfigError: it is a file, cannot be written, or holds files of something else.
+    """
+    if not str(workdir):
+        raise ConfigError("--workdir: a directory for the run is required, e.g. runs/first")
+    root = Path(workdir)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{root}: is a file; --workdir needs a directory") from None
+    except NotADirectoryError:
+        raise ConfigError(f"{root}: its parent is a file; --workdir needs a directory") from None
+    except OSError as error:
+        raise ConfigError(f"{root}: cannot be made ({error.strerror})") from error
+    if not os.access(root, os.W_OK | os.X_OK):
+        raise ConfigError(f"{root}: is not writable; choose another --workdir")
+    foreign = sorted(name for name in os.listdir(root) if not _OURS.match(name))
+    if foreign and not (root / "config.json").exists():
+        raise ConfigError(
+            f"{root}: is not a run directory but holds {foreign[0]!r}"
+            f"{' and more' if len(foreign) > 1 else ''}; choose an empty or new --workdir"
+        )
+    return RunDir(root)
+
+
+def identify(run: RunDir, plain: dict[str, Any]) -> bool:
+    """Writes config.json, or compares with the one there; True if a run was there before.
+
+    Raises:
+      MismatchError: the run there has another config; the message is the difference.
+      ConfigError: files of a run are there, but no config.
+    """
+    record = {
+        "format_version": FORMAT_VERSION,
+        "hash": identity_hash(plain),
+        "config": plain,
+        "may_change": list(MAY_CHANGE),
+    }
+    if not run.config.exists():
+        leftovers = [path for path in (run.metrics, run.checkpoints) if path.exists()]
+        if leftovers:
+            raise ConfigError(f"{run.config}: is missing although {leftovers[0].name} is there")
+        write_json(run.config, record)
+        return False
+    old = read_json(run.config)
+    check_format(run.config, old)
+    rows = [row for row in diff(old["config"], plain) if not _may_change(row[0])]
+    if rows and not _has_results(run):
+        # The first attempt ended before its first step, say by a wrong path to the text: there is
+        # nothing to mix up, and a corrected command should simply work.
+        for path in (run.data, run.model):
+            path.unlink(missing_ok=True)
+    elif rows:
+        raise MismatchError(
+            f"{run.root}: holds a run with another config; use another --workdir, or the same "
+            f"config to resume it. Difference (there -> here):\n{format_diff(rows)}"
+        )
+    if old != record:
+        write_json(run.config, record)
+    return True
+
+
+def _has_results(run: RunDir) -> bool:
+    """Whether anything of a run is there that another config would falsify."""
+    trained = run.metrics.exists() and run.metrics.stat().st_size > 0
+    return trained or any(p.exists() and any(p.iterdir()) for p in (run.checkpoints, run.damaged))
+
+
+def identity_hash(plain: dict[str, Any]) -> str:
+    """Hash of what a run computes: the config without the keys that may change."""
+
+    def strip(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+        return {
+            key: strip(value, f"{prefix}{key}.") if isinstance(value, dict) else value
+            for key, value in tree.items()
+            if not _may_change(prefix + key)
+        }
+
+    return config_hash(strip(plain, ""))
+
+
+def check_format(path: Path, record: Any) -> None:
+    """Refuses an artefact of another format version.
+
+    Raises:
+      ConfigError: the version differs or is absent.
+    """
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise ConfigError(
+            f"{path}: has format_version {version!r}; this moejax reads {FORMAT_VERSION}"
+        )
+
+
+class Status:
+    """status.json: what a run is doing, with a heartbeat."""
+
+    def __init__(self, path: Path, total_steps: int, every_seconds: float) -> None:
+        self._path = path
+        self._every = every_seconds
+        self._last = 0.0
+        previous = read_json(path) if path.exists() else {}
+        self._record: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "state": "running",
+            "step": 0,
+            "total_steps": total_steps,
+            "attempt": int(previous.get("attempt", 0)) + 1,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "reason": "",
+            "exit_code": None,
+        }
+
+    @property
+    def attempt(self) -> int:
+        """1 for a run's first process, 2 for the one that resumed it, ..."""
+        return int(self._record["attempt"])
+
+    def set(self, **fields: Any) -> None:
+        """Changes fields and writes the file."""
+        self._record.update(fields)
+        self._record["heartbeat"] = time.time()
+        self._last = time.monotonic()
+        write_json(self._path, self._record)
+
+    def beat(self, step: int) -> None:
+        """Writes the step, at most once per `every_seconds`."""
+        self._record["step"] = step
+        if time.monotonic() - self._last >= self._every:
+            self.set()
+
+
+def storage_reason(error: OSError, root: Path) -> str:
+    """One line for a write that failed."""
+    where = error.filename or root
+    what = error.strerror or str(error)
+    hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+    return f"{where}: {what}{hint}"
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)

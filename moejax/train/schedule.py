@@ -1,0 +1,72 @@
+"""Learning-rate schedules: a multiplier of the peak rate as a function of the step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config.durations import to_steps
+from moejax.config.knobs import ConfigError, knob
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Warm-up, then `wsd` (flat, then linear to the final fraction), `cosine` or `constant`."""
+
+    kind: str = knob("wsd", doc="shape after warm-up", choices=("wsd", "cosine", "constant"))
+    warmup: int | str = knob("5%", unit="steps | tokens | percent", doc="linear warm-up from 0")
+    decay: int | str = knob("20%", unit="steps | tokens | percent", doc="final decay of wsd")
+    final_fraction: float = knob(
+        0.1, doc="learning rate of the last step as a fraction of the peak", low=0.0, high=1.0
+    )
+
+    def lengths(self, total_steps: int, tokens_per_step: int, path: str) -> tuple[int, int]:
+        """Warm-up and decay in steps.
+
+        Raises:
+          ConfigError: they do not fit into the run.
+        """
+        given = {"total_steps": total_steps, "tokens_per_step": tokens_per_step}
+        warmup = to_steps(self.warmup, **given)
+        decay = to_steps(self.decay, **given) if self.kind == "wsd" else 0
+        if warmup > total_steps:
+            raise ConfigError(
+                f"{path}.warmup={self.warmup}: {warmup} steps of warm-up are longer than the run "
+                f"of {total_steps}; at most {total_steps}"
+            )
+        if warmup + decay > total_steps:
+            raise ConfigError(
+                f"{path}.decay={self.decay}: warm-up ({warmup}) and decay ({decay}) together are "
+                f"longer than the run of {total_steps}; at most {total_steps - warmup}"
+            )
+        return warmup, decay
+
+
+def multiplier(
+    config: ScheduleConfig, total_steps: int, tokens_per_step: int
+) -> Callable[[jax.Array], jax.Array]:
+    """The schedule as `f(steps already done, int32) -> float32 in (0, 1]`.
+
+    The first step of a warm-up of `W` steps runs at `1/W`, step `W` at the peak, and the last step
+    of the run (`total_steps`) at `final_fraction` (not for `constant`).
+    """
+    warmup, decay = config.lengths(total_steps, tokens_per_step, "config.schedule")
+    last = config.final_fraction
+
+    def at(done: jax.Array) -> jax.Array:
+        step = jnp.asarray(done, jnp.float32) + 1.0
+        rise = jnp.minimum(step / warmup, 1.0) if warmup else jnp.float32(1.0)
+        if config.kind == "wsd" and decay:
+            progress = jnp.clip((step - (total_steps - decay)) / decay, 0.0, 1.0)
+            fall = 1.0 - (1.0 - last) * progress
+        elif config.kind == "cosine" and total_steps > warmup:
+            progress = jnp.clip((step - warmup) / (total_steps - warmup), 0.0, 1.0)
+            fall = last + (1.0 - last) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+        else:
+            fall = jnp.float32(1.0)
+        return (rise * fall).astype(jnp.float32)
+
+    return at

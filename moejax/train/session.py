@@ -1,0 +1,354 @@
+"""`run`: one experiment in one directory, started or resumed, from lock to final.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from moejax.config.compose import to_plain
+from moejax.config.files import read_json, write_json
+from moejax.config.knobs import ConfigError
+from moejax.data import Dataset, EvalStream, TrainStream, prepare
+from moejax.models.transformer import Transformer
+from moejax.train import environment, rundir
+from moejax.train.checkpoint import Checkpoints
+from moejax.train.clock import Clock
+from moejax.train.errors import RunError, StorageError
+from moejax.train.evaluate import Evaluator
+from moejax.train.experiment import Experiment
+from moejax.train.flops import FlopsMeter, peak_flops
+from moejax.train.lock import RunLock
+from moejax.train.log import RunLog, Sink
+from moejax.train.loop import Loop
+from moejax.train.optimizer import make_optimizer
+from moejax.train.profile import Profiler
+from moejax.train.progress import Progress
+from moejax.train.rundir import RunDir, Status
+from moejax.train.schedule import multiplier
+from moejax.train.signals import StopSignal
+from moejax.train.sinks.jsonl import MetricsFile, truncate
+from moejax.train.sinks.tensorboard import TensorBoard
+from moejax.train.sinks.wandb import WandB
+from moejax.train.state import TrainState, make_init
+from moejax.train.step import make_eval_step, make_train_step, model_inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """A finished run: its directory, the content of final.json, and whether it was done already."""
+
+    workdir: Path
+    final: dict[str, Any]
+    already_done: bool
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | os.PathLike[str],
+    *,
+    dataset: Dataset | None = None,
+    model: Any = None,
+    progress: Progress | None = None,
+    profile: tuple[int, int] | None = None,
+    argv: list[str] | None = None,
+) -> RunResult:
+    """Trains, or finishes what an earlier process began in the same directory.
+
+    Args:
+      experiment: checked configuration (`moejax.config.build` checks).
+      workdir: the run directory; made if absent.
+      dataset: prepared data to share between runs; default: prepared from `experiment.data`.
+      model: an object with the interface of `Transformer`; default: `Transformer(...)`.
+      progress: where to show what happens; default: nowhere.
+      profile: first and last step of an xprof trace.
+      argv: command line for env.json.
+
+    Raises:
+      ConfigError: nothing was started: wrong config, occupied or foreign directory, changed data.
+      NonFiniteError, StorageError, Interrupted: the run ended early; status.json says why, and the
+        same call resumes it.
+    """
+    run_dir = rundir.claim(workdir)
+    progress = progress or Progress()
+    with RunLock(run_dir.root), StopSignal() as stop:
+        plain = to_plain(experiment)
+        before = rundir.identify(run_dir, plain)
+        done = _finished(run_dir)
+        if done is not None:
+            return RunResult(run_dir.root, done, already_done=True)
+        status = Status(run_dir.status, experiment.total_steps, experiment.log.heartbeat_seconds)
+        log = RunLog(run_dir.log, progress)
+        session = _Session(
+            experiment=experiment,
+            plain=plain,
+            run_dir=run_dir,
+            status=status,
+            log=log,
+            progress=progress,
+            stop=stop,
+            profiler=Profiler(run_dir.profile, profile),
+            seen_before=before,
+        )
+        try:
+            final = session.train(dataset, model, argv or environment.python_argv())
+        except BaseException as error:
+            _record_end(error, status, log, progress)
+            if isinstance(error, OSError):
+                raise StorageError(rundir.storage_reason(error, run_dir.root)) from error
+            raise
+        finally:
+            progress.end()
+            log.close()
+    return RunResult(run_dir.root, final, already_done=False)
+
+
+def _finished(run_dir: RunDir) -> dict[str, Any] | None:
+    """The content of final.json if the run is over."""
+    if not (run_dir.final.exists() and run_dir.status.exists()):
+        return None
+    if read_json(run_dir.status).get("state") != "done":
+        return None
+    final = read_json(run_dir.final)
+    rundir.check_format(run_dir.final, final)
+    return dict(final)
+
+
+def _record_end(error: BaseException, status: Status, log: RunLog, progress: Progress) -> None:
+    """Writes the reason into status.json and log.txt, as far as the disk still takes it."""
+    known = isinstance(error, RunError | ConfigError | OSError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    state = error.state if isinstance(error, RunError) else "failed"
+    code = (
+        error.exit_code if isinstance(error, RunError) else 4 if isinstance(error, OSError) else 1
+    )
+    if isinstance(error, ConfigError):
+        code = 2
+    try:
+        log.record(f"{state}: {reason}")
+        status.set(state=state, reason=reason.splitlines()[0] if reason else "", exit_code=code)
+    except OSError as second:  # a full disk: the first error matters, and is raised by the caller
+        progress.note(f"cannot record the end of the run: {second}")
+
+
+@dataclasses.dataclass
+class _Session:
+    """One attempt at a run."""
+
+    experiment: Experiment
+    plain: dict[str, Any]
+    run_dir: RunDir
+    status: Status
+    log: RunLog
+    progress: Progress
+    stop: StopSignal
+    profiler: Profiler
+    seen_before: bool
+
+    def train(self, dataset: Dataset | None, model: Any, argv: list[str]) -> dict[str, Any]:
+        """Assembles the parts, trains, and returns the content of final.json."""
+        experiment = self.experiment
+        self.status.set()
+        self._record_environment(argv)
+        if dataset is None:
+            dataset = prepare(experiment.data, self.progress.data)
+        config = experiment.evaluation
+        validation = EvalStream(
+            dataset,
+            batch_size=config.batch_size,
+            seq_len=experiment.data.seq_len,
+            max_tokens=config.max_tokens,
+        )
+        self._check_data(dataset, validation)
+        model = Transformer(experiment.model) if model is None else model
+        meter = FlopsMeter(model.shape(), experiment.data.seq_len)
+        self._describe_model(model)
+
+        total, per_step = experiment.total_steps, experiment.tokens_per_step
+        schedule = multiplier(experiment.schedule, total, per_step)
+        optimizer = make_optimizer(experiment.optimizer, schedule)
+        step = make_train_step(
+            model,
+            optimizer,
+            lambda done: experiment.optimizer.lr * schedule(done),
+            experiment.train.accumulate,
+        )
+        init = make_init(model, optimizer, experiment.seed)
+        abstract = jax.eval_shape(init)
+        checkpoints = Checkpoints(
+            self.run_dir.checkpoints, self.run_dir.damaged, experiment.checkpoint.keep
+        )
+        try:
+            state, clock = self._start(init, abstract, checkpoints)
+            self.progress.begin(experiment.name, total, clock.step)
+            stream = TrainStream(
+                dataset,
+                seed=experiment.seed,
+                batch_size=experiment.train.batch_size,
+                seq_len=experiment.data.seq_len,
+            )
+            train_step, eval_step = self._compile(step, model, abstract, stream, validation)
+            evaluator = Evaluator(
+                model,
+                eval_step,
+                validation.batches,
+                experiment.evaluation,
+                dataset.validation.bytes_per_token,
+            )
+            sinks, metrics_file = self._sinks(clock)
+            loop = Loop(
+                experiment=experiment,
+                run_dir=self.run_dir,
+                model=model,
+                step=train_step,
+                evaluator=evaluator,
+                stream=stream,
+                checkpoints=checkpoints,
+                metrics_file=metrics_file,
+                sinks=sinks,
+                meter=meter,
+                peak=peak_flops(experiment.data.cache_path),
+                status=self.status,
+                log=self.log,
+                progress=self.progress,
+                stop=self.stop,
+                profiler=self.profiler,
+                clock=clock,
+            )
+            try:
+                return loop.run(state)
+            finally:
+                self.profiler.close()
+                for sink in sinks:
+                    sink.close()
+        finally:
+            checkpoints.close()
+
+    def _record_environment(self, argv: list[str]) -> None:
+        new = environment.collect(argv)
+        history: list[dict[str, Any]] = []
+        changes: list[str] = []
+        if self.run_dir.env.exists():
+            old = read_json(self.run_dir.env)
+            history = [*old.get("history", []), {k: v for k, v in old.items() if k != "history"}]
+            changes = environment.bitwise_changes(old, new)
+        if changes:
+            self.log.say(
+                f"not bitwise comparable with attempt {len(history)}: {'; '.join(changes)}"
+            )
+        earlier = all(entry.get("bitwise_comparable", True) for entry in history)
+        comparable = earlier and not changes
+        record = new | {
+            "attempt": self.status.attempt,
+            "started": time.time(),
+            "bitwise_comparable": comparable,
+            "changes": changes,
+            "history": history,
+        }
+        write_json(self.run_dir.env, record)
+
+    def _check_data(self, dataset: Dataset, validation: EvalStream) -> None:
+        """Writes data.json, or compares the identity of text and tokenizer with the one there."""
+        if self.experiment.model.vocab_size < dataset.vocab_size:
+            raise ConfigError(
+                f"config.model.vocab_size={self.experiment.model.vocab_size}: is smaller than the "
+                f"tokenizer's {dataset.vocab_size}; nearest valid value {dataset.vocab_size}"
+            )
+        # Baselines of exactly the text that is evaluated, so that the report compares like with like.
+        info = dataset.info(validation.baselines())
+        path = self.run_dir.data
+        if path.exists():
+            old = read_json(path)
+            for key in ("manifest_hash", "tokenizer_hash"):
+                if old.get(key) != info[key]:
+                    raise ConfigError(
+                        f"{path}: {key} was {old.get(key)!r} and is {info[key]!r} now: the text or "
+                        "the tokenizer changed since this run began; restore it, or use a new "
+                        "--workdir"
+                    )
+        else:
+            write_json(path, info)
+
+    def _describe_model(self, model: Any) -> None:
+        described = dict(model.describe(self.experiment.data.seq_len)) | {
+            "format_version": rundir.FORMAT_VERSION
+        }
+        if not self.run_dir.model.exists():
+            write_json(self.run_dir.model, described)
+
+    def _start(
+        self, init: Any, abstract: TrainState, checkpoints: Checkpoints
+    ) -> tuple[TrainState, Clock]:
+        """The state to go on from: the newest whole checkpoint, else the initial one."""
+        restored = checkpoints.restore_newest(abstract, self.log.say)
+        if restored is not None:
+            state, clock = restored
+            kept = truncate(self.run_dir.metrics, clock.step, clock.evaluated_step)
+            if kept != clock.metrics_lines:
+                raise StorageError(
+                    f"{self.run_dir.metrics}: holds {kept} lines up to step {clock.step}, but the "
+                    f"checkpoint was saved with {clock.metrics_lines}; restore the file, or use a "
+                    "new --workdir"
+                )
+            self.log.say(f"resumed at step {clock.step}, attempt {self.status.attempt}")
+            return state, clock
+        truncate(self.run_dir.metrics, -1, -1)
+        if self.seen_before and self.status.attempt > 1:
+            self.log.say(f"no checkpoint yet: starting at step 0, attempt {self.status.attempt}")
+        self.progress.phase("initialising")
+        # This program runs once; on a CPU, optimising it costs more than it could ever save.
+        on_cpu = jax.local_devices()[0].platform == "cpu"
+        options = {"xla_backend_optimization_level": 0} if on_cpu else None
+        return jax.jit(init).lower().compile(compiler_options=options)(), Clock()
+
+    def _compile(
+        self,
+        step: Any,
+        model: Any,
+        abstract: TrainState,
+        stream: TrainStream,
+        validation: EvalStream,
+    ) -> tuple[Any, Any]:
+        """Both step functions, compiled ahead so that nothing can recompile inside the loop."""
+        self.progress.phase("compiling")
+        start = time.perf_counter()
+        batch = _abstract(model_inputs(stream.batch(0)))
+        train_step = jax.jit(step, donate_argnums=0).lower(abstract, batch).compile()
+        seconds = time.perf_counter() - start
+        first = next(iter(validation.batches()))
+        params, router_state = abstract.params, abstract.router_state
+        eval_batch = _abstract(model_inputs(first))
+        evaluate = jax.jit(make_eval_step(model)).lower(params, router_state, eval_batch).compile()
+        both = time.perf_counter() - start
+        self.log.say(
+            f"compiled the train step in {seconds:.1f} s, evaluation in {both - seconds:.1f} s"
+        )
+        self.status.set()
+        return train_step, evaluate
+
+    def _sinks(self, clock: Clock) -> tuple[list[Sink], MetricsFile]:
+        config, run_dir = self.experiment.log, self.run_dir
+        metrics_file = MetricsFile(run_dir.metrics)
+        sinks: list[Sink] = [metrics_file]
+        if config.tensorboard:
+            sinks.append(TensorBoard(run_dir.tensorboard, self.status.attempt, clock.step))
+        if config.wandb != "off":
+            sinks.append(
+                WandB(
+                    run_dir.root,
+                    mode=config.wandb,
+                    project=config.wandb_project,
+                    name=self.experiment.name,
+                    config=self.plain,
+                )
+            )
+        return sinks, metrics_file
+
+
+def _abstract(batch: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}

@@ -1,0 +1,121 @@
+"""One optimiser step, as a pure function of state and batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from moejax.train.state import TrainState, Tree, merge
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, Any]
+
+MODEL_INPUTS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
+"""What of a batch goes to the device; the rest is for the analysis."""
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """The part of a host batch that the model reads."""
+    return {name: batch[name] for name in MODEL_INPUTS}
+
+
+def make_train_step(
+    model: Any,
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array],
+    accumulate: int,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A jittable `(state, batch of [B, S] arrays) -> (state, metrics)`; donate the state.
+
+    Gradients of `accumulate` micro-batches add: the denominators are those of the whole batch, so
+    a micro-batch with less text weighs less. A step whose loss or gradient norm is not finite
+    returns the state that it was given, with `finite` False in its metrics; the host finds out one
+    step later, and a bad update never exists.
+
+    Metrics: the model's summary, `grad_norm` (before clipping), `lr`, `finite`.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        denominators = model.denominators(batch)
+
+        def loss_fn(trainable: Tree, micro: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+            params = merge(trainable, state.frozen)
+            return model.loss(
+                params, state.router_state, micro, key, denominators=denominators, train=True
+            )
+
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        if accumulate == 1:
+            (loss, out), grads = gradient(state.trainable, batch, key)
+        else:
+            loss, out, grads = _accumulated(gradient, state.trainable, batch, key, accumulate)
+
+        grad_norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        updated = TrainState(
+            step=state.step + 1,
+            trainable=optax.apply_updates(state.trainable, updates),
+            frozen=state.frozen,
+            router_state=model.update_router_state(state.router_state, out),
+            opt_state=opt_state,
+            rng=state.rng,
+        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        metrics = dict(model.summarise(out))
+        metrics["total_loss"] = loss
+        metrics["grad_norm"] = grad_norm
+        metrics["lr"] = learning_rate(state.step)
+        metrics["finite"] = finite
+        return kept, metrics
+
+    return train_step
+
+
+def _accumulated(
+    gradient: Callable[..., Any], trainable: Tree, batch: Batch, key: jax.Array, accumulate: int
+) -> tuple[jax.Array, Any, Tree]:
+    """Loss, outputs and gradients summed over micro-batches, in float32 or wider."""
+    micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], micros)
+    (loss_shape, out_shape), grad_shape = jax.eval_shape(gradient, trainable, first, key)
+
+    def wide(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+    zeros = (
+        jnp.zeros(loss_shape.shape, loss_shape.dtype),
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), out_shape),
+        jax.tree.map(wide, grad_shape),
+    )
+
+    def body(carry: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        index, micro = item
+        (loss, out), grads = gradient(trainable, micro, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, carry, (loss, out, grads)), None
+
+    (loss, out, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), micros))
+    return loss, out, jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), grads, grad_shape)
+
+
+def make_eval_step(model: Any) -> Callable[[Tree, Tree, Batch], Any]:
+    """A jittable `(params, router_state, batch) -> StepOut` with its trace."""
+
+    def eval_step(params: Tree, router_state: Tree, batch: Batch) -> Any:
+        _, out = model.loss(
+            params,
+            router_state,
+            batch,
+            jax.random.key(0),
+            denominators=model.denominators(batch),
+            train=False,
+            trace=True,
+        )
+        return out
+
+    return eval_step

@@ -1,0 +1,125 @@
+"""Known answers for the metric dictionary."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from moejax.analysis import metrics as m
+
+BALANCED = np.array([[10, 10, 10, 10]])
+SKEWED = np.array([[70, 10, 20, 0]])  # f = .7 .1 .2 0; u = 2.8 .4 .8 0
+
+
+def test_balanced_layer_is_one_everywhere():
+    np.testing.assert_allclose(m.utilisation(BALANCED), [[1, 1, 1, 1]])
+    assert m.load_max_over_mean(BALANCED)[0] == 1
+    assert m.load_cv(BALANCED)[0] == 0
+    assert m.dead_experts(BALANCED)[0] == 0
+    assert m.expert_diversity(BALANCED)[0] == pytest.approx(1)
+
+
+def test_skewed_layer_by_hand():
+    np.testing.assert_allclose(m.load_fraction(SKEWED), [[0.7, 0.1, 0.2, 0]])
+    np.testing.assert_allclose(m.utilisation(SKEWED), [[2.8, 0.4, 0.8, 0]])
+    assert m.load_max_over_mean(SKEWED)[0] == pytest.approx(2.8)
+    # deviations 45 -15 -5 -25: std = sqrt(2900 / 4), mean 25
+    assert m.load_cv(SKEWED)[0] == pytest.approx(math.sqrt(725) / 25)
+    assert m.dead_experts(SKEWED)[0] == 1
+    entropy = -(0.7 * math.log(0.7) + 0.1 * math.log(0.1) + 0.2 * math.log(0.2))
+    assert m.expert_diversity(SKEWED)[0] == pytest.approx(math.exp(entropy) / 4)
+
+
+def test_collapsed_layer_reaches_the_ends_of_the_ranges():
+    one = np.array([[0, 0, 0, 99]])
+    assert m.load_max_over_mean(one)[0] == 4
+    assert m.load_cv(one)[0] == pytest.approx(math.sqrt(3))
+    assert m.expert_diversity(one)[0] == pytest.approx(1 / 4)
+    assert m.dead_experts(one)[0] == 3
+
+
+def test_experts_that_do_not_exist_never_count():
+    count = np.array([[5, 5, 999], [4, 4, 4]])
+    mask = np.array([[True, True, False], [True, True, True]])
+    u = m.utilisation(count, mask)
+    np.testing.assert_allclose(u, [[1, 1, np.nan], [1, 1, 1]])
+    np.testing.assert_allclose(m.load_max_over_mean(count, mask), [1, 1])
+    np.testing.assert_array_equal(m.dead_experts([[1, 0, 0], [1, 0, 0]], mask), [1, 2])
+
+
+@pytest.mark.parametrize(
+    "metric", [m.load_max_over_mean, m.load_cv, m.expert_diversity], ids=lambda f: f.__name__
+)
+def test_layer_without_tokens_is_unknown(metric):
+    assert np.isnan(metric(np.zeros((1, 4)))).all()
+    assert np.isnan(metric(np.zeros((1, 0)))).all()
+    assert np.isfinite(metric(np.array([[0, 0], [1, 2]]))).tolist() == [False, True]
+
+
+def test_layer_without_tokens_has_no_dead_experts():
+    assert m.dead_experts(np.zeros((1, 4)))[0] == 0
+
+
+def test_drop_fraction():
+    np.testing.assert_allclose(m.drop_fraction([100, 8], [75, 8]), [0.25, 0])
+    assert np.isnan(m.drop_fraction(0, 0))
+
+
+def test_loss_in_other_units():
+    assert m.perplexity(math.log(7)) == pytest.approx(7)
+    assert m.perplexity(1e9) == math.inf
+    assert m.bits_per_byte(math.log(2) * 3, 1.5) == pytest.approx(2)
+    assert math.isnan(m.bits_per_byte(1.0, 0.0))
+    assert m.reduction(1.5, 2.0) == 0.25
+    assert math.isnan(m.reduction(1.0, math.nan))
+
+
+def test_group_means_and_intervals_by_hand():
+    value = np.array([1.0, 3.0, 5.0, 7.0, np.nan, 9.0])
+    group = np.array([0, 0, 0, 1, 1, 5])
+    got = m.group_means(value, group, 3)
+    np.testing.assert_array_equal(got.count, [3, 1, 0])
+    np.testing.assert_allclose(got.mean, [3, 7, np.nan])
+    # s = 2, n = 3
+    np.testing.assert_allclose(
+        got.half_width, [1.959963984540054 * 2 / math.sqrt(3), *[np.nan] * 2]
+    )
+
+
+def test_group_interval_covers_the_mean_about_95_percent_of_the_time():
+    rng = np.random.default_rng(0)
+    value = rng.normal(2.0, 3.0, (400, 50))
+    group = np.repeat(np.arange(400), 50)
+    got = m.group_means(value.ravel(), group, 400)
+    covered = np.abs(got.mean - 2.0) <= got.half_width
+    assert 0.92 <= covered.mean() <= 0.98
+
+
+def test_rank_bins_are_log_spaced_and_hold_every_rank():
+    np.testing.assert_array_equal(m.rank_edges(7), [1, 2, 4, 8, 16])
+    edges = m.rank_edges(31999)
+    np.testing.assert_array_equal(edges[:4], [1, 4, 16, 64])
+    ranks = np.array([0, 2, 3, 31999])
+    bins = m.rank_bin(ranks, edges)
+    np.testing.assert_array_equal(bins, [0, 0, 1, len(edges) - 2])
+    assert (edges[bins] <= ranks + 1).all()
+    assert (ranks + 1 < edges[bins + 1]).all()
+
+
+def test_bin_curve_keeps_short_curves_and_averages_long_ones():
+    x, y = m.bin_curve(np.array([3.0, 1.0, np.nan]), np.array([30.0, 10.0, 5.0]), 10)
+    np.testing.assert_array_equal((x, y), ([1, 3], [10, 30]))
+    x, y = m.bin_curve(np.arange(1, 101), np.arange(1, 101), 4)
+    np.testing.assert_allclose(x, y)
+    assert x.size == 4
+    x, _ = m.bin_curve(np.array([0.0, 1.0]), np.array([1.0, 1.0]), 10, log=True)
+    np.testing.assert_array_equal(x, [1.0])
+
+
+def test_value_at_interpolates_and_never_extrapolates():
+    x, y = np.array([10.0, 0.0, 20.0]), np.array([1.0, 0.0, np.nan])
+    assert m.value_at(x, y, 5.0) == 0.5
+    assert math.isnan(m.value_at(x, y, 15.0))
+    assert math.isnan(m.value_at(np.zeros(0), np.zeros(0), 1.0))

@@ -1,0 +1,348 @@
+"""The report as a whole: what is in it, what is said; same input, same bytes."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_factory import edit_json, make_run
+
+from moejax.analysis.caveats import caveats
+from moejax.analysis.report import write_report
+from moejax.analysis.runs import find_runs, load_runs
+from moejax.analysis.view import views
+from moejax.config.knobs import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = (
+    *("summary", "runs", "loss", "layers", "load", "token-class", "frequency", "domain"),
+    *("notes", "provenance"),
+)
+TINY = {"layers": 2, "experts": 4, "steps": 20, "trace_tokens": 200}
+
+
+class Page(HTMLParser):
+    """Collects elements, and checks that every element that is opened is closed in its place."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def report(root: Path) -> dict:
+    return json.loads((root / "report" / "report.json").read_text())
+
+
+def page(root: Path) -> str:
+    return (root / "report" / "report.html").read_text()
+
+
+# ---- contents ----------------------------------------------------------------------------------
+
+
+def test_every_section_is_there_and_every_link_leads_somewhere(quartet):
+    got = Page(page(quartet))
+    ids = [attrs["id"] for _, attrs in got.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert set(SECTIONS) <= set(ids)
+    for link in got.all("a"):
+        target = link["href"]
+        assert target[1:] in ids if target[0] == "#" else (quartet / "report" / target).is_file()
+
+
+def test_report_needs_no_network(quartet):
+    html = page(quartet)
+    addresses = set(re.findall(r"https?://[^\"' <)]+", html))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    got = Page(html)
+    assert not [e for e in got.elements if "src" in e[1] or e[0] in ("link", "iframe", "img")]
+    assert "default-src 'none'" in got.all("meta")[1]["content"]
+
+
+def test_every_figure_has_pictures_numbers_and_a_caption(quartet):
+    out = quartet / "report"
+    for figure in report(quartet)["figures"]:
+        assert figure["caption"] and not figure["empty"]
+        assert figure["png"]
+        for png in figure["png"]:
+            assert (out / png).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        rows = list(csv.reader((out / figure["csv"]).read_text().splitlines()))
+        assert len(rows) > 1
+        assert {len(row) for row in rows} == {len(rows[0])}
+
+
+def test_figures_follow_the_theme_and_describe_themselves(quartet):
+    got = Page(page(quartet))
+    plots = [attrs for attrs in got.all("svg") if attrs.get("class") == "plot"]
+    assert len(plots) == sum(len(f["png"]) for f in report(quartet)["figures"])
+    assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 20 for attrs in plots)
+    inside = re.findall(r'<svg class="plot".*?</svg>', page(quartet), re.S)
+    # No fixed colour is left: all are variables of the theme.
+    assert not [c for svg in inside for c in re.findall(r"(?:fill|stroke):(#\w+)", svg)]
+    assert "var(--s3)" in "".join(inside)
+
+
+def test_heading_order_and_labels_serve_a_screen_reader(quartet):
+    got = Page(page(quartet))
+    levels = [int(tag[1]) for tag, _ in got.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert got.all("html")[0]["lang"] == "en"
+    scrolls = [a for _, a in got.elements if a.get("class") == "scroll"]
+    assert scrolls and all(a["tabindex"] == "0" and a["aria-label"] for a in scrolls)
+
+
+def test_headline_is_computed_from_the_runs(quartet):
+    got = report(quartet)
+    losses = {run["name"]: run["summary"]["loss"] for run in got["runs"]}
+    best, second = sorted(losses, key=losses.get)[:2]
+    first = got["findings"][0]
+    assert first.startswith(f"{best} has the lowest validation loss: {losses[best]:.3f} nats")
+    assert f"{losses[second] - losses[best]:.3f}" in first and f"below {second}" in first
+    assert any("unigram line (3.312)" in s for s in got["findings"])
+    assert any("one seed" in s for s in got["caveats"])
+    assert got["baselines"] == {"unigram": 3.312, "bigram": 2.496}
+    assert "unigram 3.31" in page(quartet) and "bigram 2.50" in page(quartet)
+
+
+def test_numbers_of_the_table_are_those_of_the_files(quartet):
+    runs = {run["name"]: run["summary"] for run in report(quartet)["runs"]}
+    final = json.loads((quartet / "runs" / "top_p" / "final.json").read_text())
+    got = runs["top_p"]
+    assert got["loss"] == final["eval"]["loss"]
+    assert got["measured_active"] == final["measured"]["active_parameters"]
+    assert got["flops_per_token"] == final["measured"]["flops_per_token"]
+    with np.load(quartet / "runs" / "top_p" / "routing" / "00000060.npz") as arrays:
+        count, dropped = arrays["count_LE"], arrays["dropped_k_max_L"].sum()
+        requested = arrays["requested_L"].sum()
+    assert got["load_worst"] == pytest.approx((count.max(1) / count.mean(1)).max())
+    assert got["drop_fraction"] == pytest.approx(dropped / requested)
+    assert got["drop_causes"] == f"k_max {dropped}"
+    assert (runs["hetero_top_p"]["dead_experts"], runs["hetero_top_p"]["experts"]) == (1, 8)
+    assert runs["dense"]["kind"] == "dense" and runs["hetero_top_p"]["kind"] == "top_p, 4 widths"
+
+
+def test_class_csv_agrees_with_the_trace(quartet):
+    rows = csv.DictReader((quartet / "report/data/token-class.csv").read_text().splitlines())
+    with np.load(quartet / "runs/top_p/trace/00000060.npz") as arrays:
+        active, of_class = arrays["active_LT"], arrays["class_T"] == 1
+    (row,) = (
+        r
+        for r in rows
+        if (r["run"], r["quantity"], r["token_class"]) == ("top_p", "active", "continuation")
+    )
+    assert int(row["n"]) == of_class.sum()
+    assert float(row["mean"]) == pytest.approx(active.mean(0)[of_class].mean())
+
+
+def test_experts_of_unequal_layers_are_labelled_by_width(quartet):
+    assert "expert, labelled by its width (hidden units)" in page(quartet)
+    assert re.search(r"<title>layer 0, expert 3, width 224: [\d.]+ x balanced", page(quartet))
+
+
+def test_config_differences_and_provenance(quartet):
+    rows = list(csv.reader((quartet / "report/data/config-diff.csv").read_text().splitlines()))
+    assert rows[0] == ["key", "dense", "hetero_top_p", "top_k", "top_p"]
+    by_key = {row[0]: row[1:] for row in rows[1:]}
+    assert by_key["model.moe.router.p"] == ["–", "0.4", "–", "0.4"]
+    assert by_key["model.moe"] == ["none", "see below", "see below", "see below"]
+    assert "optimizer.lr" not in by_key  # equal in all
+    origin = report(quartet)["runs"][0]["provenance"]
+    assert origin["git"] == "5d41402abc4b"
+    assert "jax 0.10.2" in origin["versions"]
+    assert origin["command"].startswith("experiments/train.py --config=configs/lm.py")
+
+
+# ---- faults ------------------------------------------------------------------------------------
+
+
+def test_every_fault_is_listed_and_nothing_is_dropped_silently(zoo):
+    notes = report(zoo)["notes"]
+    told = {(n["run"], n["severity"]): n["what"] for n in notes}
+    assert "not a run directory" in told["just-made", "excluded"]
+    assert "still running" in told["running", "warning"]
+    assert "non-finite at step 36" in told["failed", "warning"]
+    assert "UTC" in told["running", "warning"]
+    words = {name: " ".join(n["what"] for n in notes if n["run"] == name) for name, _ in told}
+    assert "eval/loss is not finite" in words["nan"] and "not ranked" in words["nan"]
+    assert "lines are corrupt" in words["corrupt"] and "torn" in words["corrupt"]
+    assert "tokenizer differs" in words["other-tokenizer"]
+    assert "no readable trace" in words["no-trace"]
+    assert "saw" in words["healthy"]
+    assert "no such file" in words["bare"] and "no finite validation loss" in words["bare"]
+    names = {run["name"] for run in report(zoo)["runs"]} | {"just-made"}
+    assert names == {path.name for path in (zoo / "runs").iterdir()}
+
+
+def test_runs_on_other_text_are_not_ranked(zoo):
+    got = report(zoo)
+    assert not next(r for r in got["runs"] if r["name"] == "other-tokenizer")["comparable"]
+    assert "other-tokenizer" not in got["findings"][0]
+    assert any("other-tokenizer" in c for c in got["caveats"])
+    assert any("different numbers of tokens" in c and "At " in c for c in got["caveats"])
+    assert any("Not finished" in c and "running" in c for c in got["caveats"])
+
+
+def test_faulty_runs_make_a_whole_page(zoo):
+    assert set(SECTIONS) <= {a.get("id") for _, a in Page(page(zoo)).elements}
+
+
+def _only(tmp_path, *kinds, **options) -> dict:
+    for kind in kinds:
+        make_run(tmp_path / "runs", kind, **TINY | options)
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    Page(page(tmp_path))
+    return report(tmp_path)
+
+
+def test_one_run_that_is_still_running(tmp_path):
+    got = _only(tmp_path, "top_p", state="running", steps=60)
+    assert got["findings"][0].startswith("top_p has a validation loss of")
+    assert "Not finished" in got["caveats"][0] and "top_p (running at step 35)" in got["caveats"][0]
+    assert "This run has one seed" in " ".join(got["caveats"])
+    assert "nothing to compare its configuration with" in page(tmp_path)
+    assert "0 finished" in page(tmp_path)
+
+
+def test_dense_only_says_why_figures_are_empty(tmp_path):
+    figures = {f["key"]: f["empty"] for f in _only(tmp_path, "dense")["figures"]}
+    assert "no load to show" in figures["load"]
+    assert "nothing to divide" in figures["token-class"]
+    assert figures["loss"] == figures["layers"] == ""
+
+
+def test_nothing_measured_yet(tmp_path):
+    run = tmp_path / "runs" / "new"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text('{"format_version": 1, "hash": "", "config": {}}')
+    write_report([run], tmp_path / "report")
+    assert report(tmp_path)["findings"] == []
+    assert "Nothing is measured yet" in page(tmp_path)
+    Page(page(tmp_path))
+
+
+def test_runs_that_differ_by_seed_only_give_a_noise_floor(tmp_path):
+    for seed in range(2):
+        run = make_run(tmp_path, "dense", name=f"s{seed}", seed=seed, **TINY)
+        edit_json(run / "final.json", eval={"loss": 2.0 + 0.25 * seed})
+    seen = views(load_runs(find_runs([tmp_path]))[0])
+    assert any("only in their seed differ by up to 0.250" in c for c in caveats(seen))
+
+
+# ---- behaviour ---------------------------------------------------------------------------------
+
+
+def test_same_input_gives_the_same_bytes_also_without_jax(quartet):
+    """In another process, with another hash seed and time zone; over an older report."""
+    before = _bytes(quartet / "report")
+    (quartet / "report/figures/load-9.png").write_bytes(b"of an earlier report")
+    report_json = quartet / "report/report.json"
+    old = json.loads(report_json.read_text())
+    report_json.write_text(json.dumps(old | {"files": [*old["files"], "figures/load-9.png"]}))
+    arguments = ["evaluate", str(quartet / "runs"), f"--out={quartet / 'report'}"]
+    code = (
+        "import sys, runpy\n"
+        "for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'tensorflow', 'torch'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv = {arguments!r}\n"
+        "runpy.run_module('tools.evaluate', run_name='__main__')\n"
+    )
+    done = _python("-c", code, PYTHONHASHSEED="7", TZ="Asia/Tokyo")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(quartet / "report/report.html")
+    assert _bytes(quartet / "report") == before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["runs/quartett", "--out=o"], "runs/quartett: no such run directory"),
+        (["--out=o"], "no run directory given"),
+        (["."], "--out is missing"),
+        ([".", "--out=o"], "not a run directory"),
+    ],
+)
+def test_wrong_arguments_are_one_line(tmp_path, arguments, message):
+    done = _python("-m", "tools.evaluate", *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ") and message in lines[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_out_that_cannot_be_written_is_one_line(tmp_path):
+    run = make_run(tmp_path, "dense", **TINY)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--out=.*file/report: cannot be written"):
+        write_report([run], tmp_path / "file" / "report")
+
+
+def _python(*arguments, cwd=ROOT, **environment) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _bytes(out: Path) -> dict[str, bytes]:
+    found = sorted(path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): path.read_bytes() for path in found}
+
+
+@pytest.mark.slow
+def test_a_hundred_large_runs_give_a_bounded_report(tmp_path):
+    for i in range(100):
+        kind = ("dense", "top_k", "top_p", "hetero_top_k", "hetero_top_p")[i % 5]
+        make_run(
+            tmp_path / "runs",
+            kind,
+            name=f"{kind}-{i}",
+            seed=i,
+            layers=60,
+            experts=256,
+            trace_tokens=200,
+            unit=8,
+        )
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    assert (tmp_path / "report/report.html").stat().st_size < 12e6
+    assert sum(len(data) for data in _bytes(tmp_path / "report").values()) < 60e6
+    assert len(report(tmp_path)["runs"]) == 100
+    Page(page(tmp_path))
