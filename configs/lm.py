@@ -43,10 +43,11 @@ class Size:
     lr: float
     tokenizer: str = "bpe"
     vocab_size: int = 2048
+    eval_tokens: int = 65_536
 
 
 SIZES = {
-    "nano": Size(64, 4, 4, 256, 128, 20, 400, 6e-3, vocab_size=1024),
+    "nano": Size(64, 4, 2, 256, 128, 20, 400, 6e-3, vocab_size=1024, eval_tokens=25_600),
     "tiny": Size(128, 4, 4, 512, 256, 32, "20e6 tokens", 3e-3),
     "mini": Size(256, 6, 4, 768, 512, 64, "100e6 tokens", 2e-3, vocab_size=8192),
     "small": Size(512, 8, 8, 1792, 1024, 128, "600e6 tokens", 1e-3, vocab_size=16384),
@@ -72,7 +73,7 @@ def _moe(kind: str, width: int) -> MoeConfig | None:
             uniform,
             huang,
             losses=LossesConfig(
-                load_balance=LoadBalance(1e-2, "hmoe"), entropy=Entropy(coefficient=1e-2)
+                load_balance=LoadBalance(1e-2, "hmoe"), entropy=Entropy(coefficient=1e-4)
             ),
         ),
         "hetero_top_k": MoeConfig(
@@ -115,7 +116,9 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     data = DataConfig(
         tokenizer=size.tokenizer, bpe_vocab_size=max(size.vocab_size, 258), seq_len=size.seq_len
     )
-    evaluation = EvaluationConfig(batch_size=size.batch_size)
+    evaluation = EvaluationConfig(
+        every="20%", batch_size=size.batch_size, max_tokens=size.eval_tokens
+    )
     if choice.quick:
         data = dataclasses.replace(data, limit_bytes=60_000)
         evaluation = dataclasses.replace(evaluation, max_tokens=2048, trace_tokens=1024)

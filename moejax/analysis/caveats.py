@@ -20,18 +20,15 @@ def caveats(runs: Sequence[View]) -> list[str]:
 
 
 def _seeds(runs: Sequence[View]) -> str:
-    by_config: dict[tuple[tuple[str, str], ...], list[float]] = {}
+    """The noise floor, from finished runs that differ in nothing but their seed."""
+    groups: dict[object, dict[str, float]] = {}
     for view in runs:
-        if view.run.config:
-            config = {k: v for k, v in flat_config(view.run).items() if not _is_seed(k)}
-            by_config.setdefault(tuple(sorted(config.items())), []).append(view.summary.loss)
-    if not by_config:
-        return ""
-    repeated = [
-        losses
-        for group in by_config.values()
-        if len(losses := [x for x in group if math.isfinite(x)]) > 1
-    ]
+        if view.comparable and view.summary.state == "done" and math.isfinite(view.summary.loss):
+            flat = flat_config(view.run)
+            seed = repr([v for k, v in flat.items() if k.rpartition(".")[2] == "seed"])
+            rest = tuple((k, v) for k, v in flat.items() if not _is_seed(k))
+            groups.setdefault((rest, view.summary.tokens), {})[seed] = view.summary.loss
+    repeated = [list(by_seed.values()) for by_seed in groups.values() if len(by_seed) > 1]
     if repeated:
         spread = max(max(losses) - min(losses) for losses in repeated)
         return (
@@ -90,8 +87,8 @@ def _text(runs: Sequence[View]) -> str:
     if not other:
         return ""
     return (
-        f"Other text or tokenizer than most: {text.listing(other)}. Losses per token of these do "
-        "not compare with the rest and are left out of the ranking."
+        f"Other or unknown text or tokenizer than most: {text.listing(other)}. "
+        "Losses per token of these do not compare with the rest and are left out of the ranking."
     )
 
 

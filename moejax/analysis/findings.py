@@ -47,6 +47,7 @@ def findings(runs: Sequence[View]) -> list[str]:
     """Factual sentences, the most important first; [] if nothing was measured."""
     sentences = [
         *_loss(runs),
+        *_bits(runs),
         *_baselines(runs),
         *_compute(runs),
         *_experts(runs),
@@ -85,6 +86,19 @@ def _below(loss: float, other: View) -> str:
     return f"{gap:.3f} ({text.percent(m.reduction(loss, other.summary.loss))}) below {other.name}"
 
 
+def _bits(runs: Sequence[View]) -> list[str]:
+    """Across tokenizers of the same text, where losses per token do not compare."""
+    known = [v for v in runs if v.same_text and math.isfinite(v.summary.bits_per_byte)]
+    if all(v.comparable for v in known) or len(known) < 2:
+        return []
+    best, second = sorted(known, key=lambda v: v.summary.bits_per_byte)[:2]
+    return [
+        "In bits per byte, which compare across tokenizers of the same text, "
+        f"{best.name} is lowest: {best.summary.bits_per_byte:.3f}, then {second.name} with "
+        f"{second.summary.bits_per_byte:.3f}."
+    ]
+
+
 def _baselines(runs: Sequence[View]) -> list[str]:
     ranked = ranking(list(runs))
     lines = dict(baselines(runs))
@@ -95,7 +109,7 @@ def _baselines(runs: Sequence[View]) -> list[str]:
     failed = [v.name for v, share in zip(ranked, below, strict=True) if share <= 0]
     low, high = text.percent(min(below)), text.percent(max(below))
     if failed:
-        sentence = f"Not below {unigram}, so nothing learned: {text.listing(failed)}"
+        sentence = f"Not below {unigram}, so nothing learned yet: {text.listing(failed)}"
     elif len(ranked) == 1:
         sentence = f"It is {low} below {unigram}"
     else:

@@ -8,16 +8,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-from moejax.analysis import keys, tables, text
+from moejax.analysis import tables, text
 from moejax.analysis.assets import SCRIPT, style_sheet
-from moejax.analysis.figures.base import Figure, Panel
+from moejax.analysis.figures.base import Figure
 from moejax.analysis.html import Html, el, join, raw
 from moejax.analysis.provenance import differences, origin
 from moejax.analysis.runs import Note
+from moejax.analysis.sections import PANELS_OPEN, caption, figure_section, fold, link, section
 from moejax.analysis.view import View, ranking
-
-PANELS_OPEN = 12
-CELLS_SHOWN = 1200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ def render(content: Content) -> str:
     sections = [
         ("summary", "Summary", _summary(content)),
         ("runs", "Runs", _runs(content.runs)),
-        *((f.key, f.title, _figure(f)) for f in content.figures),
+        *((f.key, f.title, figure_section(f)) for f in content.figures),
         ("notes", "Warnings", _notes(content.notes)),
         ("provenance", "Provenance", _provenance(content)),
     ]
@@ -108,22 +106,6 @@ def _title(runs: Sequence[View]) -> str:
     return names[0] if len(names) == 1 else f"Comparing {text.listing(names)}"
 
 
-def _section(key: str, title: str, *children: object) -> Html:
-    return el("section", el("h2", title), *children, cls="card", id=key)
-
-
-def _fold(summary: str, *children: object, cls: str | None = None) -> Html:
-    return el("details", el("summary", summary), *children, cls=cls)
-
-
-def _caption(sentence: str) -> Html:
-    return el("p", sentence, cls="caption")
-
-
-def _link(path: str, label: str) -> Html:
-    return el("a", label, href=path, download=True)
-
-
 def _summary(content: Content) -> Html:
     nothing = "Nothing is measured yet: no run has a validation loss or a routing file."
     found = el("ul", *(el("li", s) for s in content.findings), cls="findings")
@@ -187,10 +169,10 @@ def _span(shown: Sequence[str]) -> str:
 
 def _runs(runs: Sequence[View]) -> Html:
     facts = [item for c in tables.COLUMNS for item in (el("dt", c.head), el("dd", c.help))]
-    return _section(
+    return section(
         "runs",
         "Runs",
-        _caption(
+        caption(
             "One row per run, final or newest values. Green marks the best of a column among runs "
             "on the same text. Measured means counted from the experts that tokens really used, "
             "not from the configuration."
@@ -198,73 +180,10 @@ def _runs(runs: Sequence[View]) -> Html:
         tables.runs_table(runs),
         el(
             "div",
-            _fold("What the columns mean", el("dl", *facts, cls="facts")),
-            _link("data/runs.csv", "CSV with all columns"),
+            fold("What the columns mean", el("dl", *facts, cls="facts")),
+            link("data/runs.csv", "CSV with all columns"),
             cls="more",
         ),
-    )
-
-
-def _figure(figure: Figure) -> Html:
-    legend: Html | None = None
-    if figure.empty:
-        body = el("p", figure.empty, cls="empty")
-    else:
-        if figure.legend == "runs":
-            legend = keys.runs_legend(figure.drawn)
-        elif figure.legend == "load":
-            legend = keys.load_legend()
-        body = _tabs(figure) if len(figure.tabs) > 1 else _panels(figure.tabs[0][1])
-    return _section(
-        figure.key, figure.title, _caption(figure.caption), legend, body, _numbers(figure)
-    )
-
-
-def _tabs(figure: Figure) -> Html:
-    tabs = (
-        el(
-            "div",
-            el("h3", f"Against {label}"),
-            _panels(panels),
-            cls="tab",
-            id=f"{figure.key}-{i}",
-            data_label=label,
-        )
-        for i, (label, panels) in enumerate(figure.tabs)
-    )
-    return el("div", *tabs, data_tabs=figure.title)
-
-
-def _panels(panels: Sequence[Panel]) -> Html:
-    drawn = [el("figure", el("h3", p.title), raw(p.svg)) for p in panels]
-    shown = el("div", *drawn[:PANELS_OPEN], cls="panels")
-    if len(drawn) <= PANELS_OPEN:
-        return shown
-    rest = el("div", *drawn[PANELS_OPEN:], cls="panels")
-    return join([shown, _fold(f"{len(drawn) - PANELS_OPEN} more", rest)])
-
-
-def _numbers(figure: Figure) -> Html:
-    header, rows = figure.rows[0], figure.rows[1:]
-    csv = _link(f"data/{figure.key}.csv", "CSV")
-    if not rows:
-        return el("div", csv, cls="more")
-    shown = max(2, CELLS_SHOWN // len(header))
-    some = text.count(len(rows), "row")
-    if len(rows) > shown:
-        some = f"first {shown:,} of {some}"
-    table = tables.table(header, rows[:shown], f"Numbers behind {figure.title}")
-    pictures = [
-        _link(f"figures/{p.key}.png", f"{tab}: {p.title}" if tab else p.title)
-        for tab, panels in figure.tabs
-        for p in panels[:PANELS_OPEN]
-    ]
-    return el(
-        "div",
-        _fold(f"The numbers ({some})", table),
-        csv,
-        _fold("Pictures (PNG)", el("p", join(pictures, " · "))) if pictures else None,
-        cls="more",
     )
 
 
@@ -272,7 +191,7 @@ def _notes(notes: Sequence[Note]) -> Html:
     title = "Warnings and exclusions"
     if not notes:
         whole = "Every file of every run was whole and read."
-        return _section("notes", title, _caption(whole))
+        return section("notes", title, caption(whole))
     rows = [
         (
             el("span", note.severity, cls=f"badge {note.severity}"),
@@ -284,33 +203,31 @@ def _notes(notes: Sequence[Note]) -> Html:
     ]
     intro = "What was left out or must be read with care. Nothing is dropped silently."
     table = tables.table(("Kind", "Run", "File", "What"), rows, "Warnings")
-    csv = el("div", _link("data/notes.csv", "CSV"), cls="more")
-    return _section("notes", title, _caption(intro), el("div", table, cls="wrap"), csv)
+    csv = el("div", link("data/notes.csv", "CSV"), cls="more")
+    return section("notes", title, caption(intro), el("div", table, cls="wrap"), csv)
 
 
 def _provenance(content: Content) -> Html:
     origins = [_origin(view) for view in content.runs]
     more: Html | None = None
     if len(origins) > PANELS_OPEN:
-        more = _fold(f"{len(origins) - PANELS_OPEN} more runs", *origins[PANELS_OPEN:])
-    return _section(
-        "provenance", "Provenance", *_config(content.runs), *origins[:PANELS_OPEN], more
-    )
+        more = fold(f"{len(origins) - PANELS_OPEN} more runs", *origins[PANELS_OPEN:])
+    return section("provenance", "Provenance", *_config(content.runs), *origins[:PANELS_OPEN], more)
 
 
 def _config(views: Sequence[View]) -> list[Html]:
     if len(views) == 1:
-        return [_caption("One run: there is nothing to compare its configuration with.")]
+        return [caption("One run: there is nothing to compare its configuration with.")]
     different = differences([v.run for v in views])
     if not different:
-        return [_caption("The saved configurations do not differ.")]
+        return [caption("The saved configurations do not differ.")]
     header = ["key", *(text.shorten(v.name, 40) for v in views)]
     rows = [(el("code", key), *values) for key, values in different[:400]]
     knobs = text.count(len(different), "knob")
     intro = f"{knobs} that differ between the runs; all others are equal."
     table = el("div", tables.table(header, rows, "Configuration differences"), cls="wrap")
-    csv = el("div", _link("data/config-diff.csv", "CSV"), cls="more")
-    return [_caption(intro), table, csv]
+    csv = el("div", link("data/config-diff.csv", "CSV"), cls="more")
+    return [caption(intro), table, csv]
 
 
 def _origin(view: View) -> Html:
@@ -319,4 +236,4 @@ def _origin(view: View) -> Html:
         if value:
             code = key in ("path", "command")
             facts += [el("dt", key), el("dd", el("code", value) if code else value)]
-    return _fold(view.name, el("dl", *facts, cls="facts"), cls="origin")
+    return fold(view.name, el("dl", *facts, cls="facts"), cls="origin")

@@ -8,7 +8,7 @@ from moejax.analysis import text
 from moejax.analysis.runs import Run
 
 MAX_KEYS = 5000
-ABSENT, SUBTREE = "–", "see below"
+ABSENT, SECTION = "–", "set"
 
 
 def flat_config(run: Run) -> dict[str, str]:
@@ -42,21 +42,40 @@ def _shown(value: object) -> str:
 
 
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """(key, value per run) where not all runs that have a config agree."""
+    """(key, value per run) where not all runs that have a config agree.
+
+    A section that some runs lack (`model.moe` of a dense model) is one row of its own; its keys are
+    listed only where the runs that have the section differ in them.
+    """
     flats = [flat_config(run) for run in runs]
     present = [flat for flat, run in zip(flats, runs, strict=True) if run.config]
+    sections = [_sections(flat) for flat in present]
     keys = sorted({key for flat in present for key in flat})
-    return [
-        (key, [_value(flat, key) if flat else "" for flat in flats])
-        for key in keys
-        if len({flat.get(key, ABSENT) for flat in present}) > 1
-    ]
+    rows = []
+    for key in keys:
+        parent = key.rpartition(".")[0]
+        having = [
+            flat.get(key, ABSENT)
+            for flat, own in zip(present, sections, strict=True)
+            if key in flat or parent in own
+        ]
+        if len(set(having)) > 1 or any(key in own for own in sections):
+            rows.append((key, [_value(flat, key) if flat else "" for flat in flats]))
+    return rows
+
+
+def _sections(flat: Mapping[str, str]) -> set[str]:
+    """Every prefix of the keys: `a` and `a.b` of `a.b.c`, and "" itself."""
+    found = {""}
+    for key in flat:
+        while key := key.rpartition(".")[0]:
+            found.add(key)
+    return found
 
 
 def _value(flat: Mapping[str, str], key: str) -> str:
     """The value; else whether the key is a whole section of other keys or is not there at all."""
-    below = any(other.startswith(f"{key}.") for other in flat)
-    return flat.get(key, SUBTREE if below else ABSENT)
+    return flat.get(key, SECTION if key in _sections(flat) else ABSENT)
 
 
 def origin(run: Run) -> dict[str, str]:
@@ -67,11 +86,11 @@ def origin(run: Run) -> dict[str, str]:
         "config hash": run.config.string("hash"),
         "git": _git(run),
         "python": env.string("python"),
-        "versions": _pairs(
-            env.get("versions"), ("jax", "jaxlib", "flax", "optax", "numpy", "moejax")
-        ),
+        "versions": _pairs(env.get("packages") or env.get("versions")),
         "platform": " ".join(
-            word for key in ("platform", "devices", "cores") if (word := _word(key, env.get(key)))
+            word
+            for key in ("platform", "devices", "cores", "machine")
+            if (word := _word(key, env.get(key)))
         ),
         "tokenizer": _hash(run, "tokenizer"),
         "text": _hash(run, "manifest"),
@@ -100,11 +119,10 @@ def _git(run: Run) -> str:
     return text.clean(sha[:12]) + (" + uncommitted changes" if dirty else "")
 
 
-def _pairs(value: object, first: Sequence[str]) -> str:
+def _pairs(value: object) -> str:
     if not isinstance(value, dict):
         return ""
-    known = [key for key in first if key in value]
-    return text.clean(", ".join(f"{key} {value[key]}" for key in known), 300)
+    return text.clean(", ".join(f"{k} {v}" for k, v in sorted(value.items()) if v), 400)
 
 
 def _word(key: str, value: object) -> str:

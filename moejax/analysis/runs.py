@@ -140,6 +140,14 @@ class Run:
         """(manifest hash, tokenizer hash): where equal, losses per token are comparable."""
         return self.data.string("manifest_hash"), self.data.string("tokenizer_hash")
 
+    @property
+    def text_hash(self) -> str:
+        """Names the validation text whatever the tokenizer: by the documents, else the manifest."""
+        documents = self.data.records("documents")
+        if not documents:
+            return self.data.string("manifest_hash")
+        return repr([(d.string("sha256"), d.number("validation_bytes")) for d in documents])
+
 
 def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Run directories among `paths`: each is one, or a directory whose children are.

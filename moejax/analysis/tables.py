@@ -10,7 +10,7 @@ from moejax.analysis import text
 from moejax.analysis.html import Html, el
 from moejax.analysis.keys import run_key
 from moejax.analysis.summary import Summary
-from moejax.analysis.view import View, ranking
+from moejax.analysis.view import View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ COLUMNS = (
     Column(
         "flops_per_token",
         "FLOPs per token",
-        "measured active training FLOPs per token (forward and backward)",
+        "measured active training FLOPs per token (forward and backward), at the last evaluation",
         lambda s: text.short(s.flops_per_token),
     ),
     Column(
@@ -120,7 +120,7 @@ COLUMNS = (
     ),
 )
 
-_PER_TOKEN = ("loss", "perplexity")
+_PER_TOKEN = ("loss", "perplexity")  # compare with the same tokenizer only
 
 
 def runs_table(runs: Sequence[View]) -> Html:
@@ -148,16 +148,21 @@ def _run_row(view: View, best: dict[str, float]) -> Html:
     ]
     for column in COLUMNS:
         value = float(getattr(s, column.field))
-        ranked = view.comparable or column.field not in _PER_TOKEN
+        ranked = _comparable(view, column)
         marked = bool(column.better) and ranked and value == best[column.field]
         order = value if math.isfinite(value) else ""
         cells.append(el("td", column.show(s), cls="n best" if marked else "n", data_v=order))
     return el("tr", *cells)
 
 
+def _comparable(view: View, column: Column) -> bool:
+    if column.field in _PER_TOKEN:
+        return view.comparable
+    return view.same_text or column.field != "bits_per_byte"
+
+
 def _best(runs: Sequence[View], column: Column) -> float:
-    pool = ranking(list(runs)) if column.field in _PER_TOKEN else runs
-    values = [float(getattr(v.summary, column.field)) for v in pool]
+    values = [float(getattr(v.summary, column.field)) for v in runs if _comparable(v, column)]
     values = [v for v in values if math.isfinite(v)]
     # A best of one run, or of equal runs, is no finding.
     if len(set(values)) < 2:

@@ -98,24 +98,24 @@ def fixed(value: float, digits: int = 3) -> str:
     return f"{value:,.{digits}f}" if math.isfinite(value) else MISSING
 
 
+_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
 def short(value: float, digits: int = 3) -> str:
     """SI prefixes with `digits` significant digits: 1234567 -> 1.23M. Dash where not finite."""
     if not math.isfinite(value):
         return MISSING
-    if value == 0:
-        return "0"
     size = abs(value)
-    for scale, prefix in (
-        (1e18, "E"),
-        (1e15, "P"),
-        (1e12, "T"),
-        (1e9, "G"),
-        (1e6, "M"),
-        (1e3, "k"),
-    ):
-        if size >= scale * (1 - 0.5 * 10.0**-digits):
-            return f"{value / scale:.{digits}g}{prefix}"
-    return f"{value:.{digits}g}"
+    for scale, prefix in _PREFIXES:
+        if size >= scale * (1 - 0.5e-3):
+            return f"{_significant(value / scale, digits)}{prefix}"
+    return _significant(value, digits)
+
+
+def _significant(value: float, digits: int) -> str:
+    """Never cuts digits before the point: 896 with two digits is 896, not 9e+02."""
+    whole = len(str(int(abs(value))))
+    return f"{value:.{max(digits, whole)}g}"
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -13,12 +13,17 @@ from moejax.analysis.summary import Summary, summarise
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A run, its numbers, its reduced trace, and whether its losses compare with the others'."""
+    """A run, its numbers, its reduced trace, and what of it compares with the others.
+
+    `comparable`: the text and tokenizer of most runs, so losses per token compare. `same_text`: the
+    text of most runs, so bits per byte compare.
+    """
 
     run: Run
     summary: Summary
     groups: TraceGroups | None
     comparable: bool
+    same_text: bool
 
     @property
     def name(self) -> str:
@@ -34,9 +39,24 @@ class View:
 def views(runs: list[Run]) -> list[View]:
     """Measures every run. Comparable are those on the text and tokenizer that most runs share."""
     top = highest_rank(runs)
-    texts = Counter(run.text_id for run in runs)
-    common = max(texts, key=lambda text_id: texts[text_id]) if texts else ("", "")
-    return [View(run, summarise(run), read_groups(run, top), run.text_id == common) for run in runs]
+    common = _most_common([run.text_id for run in runs])
+    text = next((run.text_hash for run in runs if run.text_id == common), "")
+    return [
+        View(
+            run,
+            summarise(run),
+            read_groups(run, top),
+            comparable=run.text_id == common,
+            same_text=run.text_hash == text,
+        )
+        for run in runs
+    ]
+
+
+def _most_common(ids: list[tuple[str, str]]) -> tuple[str, str]:
+    """The id of most runs, the first on a tie; runs without one never outvote the others."""
+    counted = Counter(i for i in ids if any(i)) or Counter(ids)
+    return max(counted, key=lambda i: counted[i]) if counted else ("", "")
 
 
 def ranking(items: list[View]) -> list[View]:

@@ -77,23 +77,27 @@ def unigram(token_count_V: np.ndarray) -> np.ndarray:
     return np.asarray((token_count_V + 1.0) / (token_count_V.sum() + len(token_count_V)))
 
 
-def bigram(
-    pairs: PairCounts, unigram_V: np.ndarray, previous: np.ndarray, token: np.ndarray
-) -> np.ndarray:
-    """Returns p(token | previous), float64, for two integer arrays of one shape."""
-    vocab_size = len(unigram_V)
-    before = pairs.key // vocab_size
-    context_V = np.bincount(before, weights=pairs.count, minlength=vocab_size)
-    kinds_V = np.bincount(before, minlength=vocab_size)
-    wanted = previous.astype(np.int64) * vocab_size + token
-    count = np.zeros(wanted.shape)
-    if len(pairs.key):
-        at = np.minimum(np.searchsorted(pairs.key, wanted), len(pairs.key) - 1)
-        count = np.where(pairs.key[at] == wanted, pairs.count[at], 0.0)
-    kinds, context = kinds_V[previous], context_V[previous]
-    seen = context > 0
-    smooth = (count + kinds * unigram_V[token]) / np.where(seen, context + kinds, 1.0)
-    return np.where(seen, smooth, unigram_V[token])
+class Bigram:
+    """p(token | previous) of the convention above."""
+
+    def __init__(self, pairs: PairCounts, unigram_V: np.ndarray) -> None:
+        """Takes the counts of the train split and its unigram."""
+        self._pairs, self._unigram_V = pairs, unigram_V
+        before = pairs.key // len(unigram_V)
+        self._count_V = np.bincount(before, weights=pairs.count, minlength=len(unigram_V))
+        self._kinds_V = np.bincount(before, minlength=len(unigram_V))
+
+    def __call__(self, previous: np.ndarray, token: np.ndarray) -> np.ndarray:
+        """Returns the probabilities, float64, for two integer arrays of one shape."""
+        key, alone = self._pairs.key, self._unigram_V[token]
+        wanted = previous.astype(np.int64) * len(self._unigram_V) + token
+        count = np.zeros(wanted.shape)
+        if len(key):
+            at = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
+            count = np.where(key[at] == wanted, self._pairs.count[at], 0.0)
+        kinds, total = self._kinds_V[previous], self._count_V[previous]
+        seen = total > 0
+        return np.where(seen, (count + kinds * alone) / np.where(seen, total + kinds, 1.0), alone)
 
 
 def cross_entropies(
@@ -109,11 +113,12 @@ def cross_entropies(
       pairs: of the train split.
     """
     unigram_V = unigram(token_count_V)
+    bigram = Bigram(pairs, unigram_V)
     one = two = 0.0
     number = 0
     for previous, token in positions:
         one -= float(np.log(unigram_V[token]).sum())
-        two -= float(np.log(bigram(pairs, unigram_V, previous, token)).sum())
+        two -= float(np.log(bigram(previous, token)).sum())
         number += len(token)
     scale = 1.0 / max(number, 1)
     return {"unigram": one * scale, "bigram": two * scale, "positions": number}

@@ -84,7 +84,7 @@ def _build_dataset(data_dir: Path, corpus: Corpus, plan: Plan, progress: Progres
     with quiet():
         # The default format, tfrecord, needs TensorFlow, and parquet silently loses examples.
         builder = _builder_class()(
-            plan=plan, examples=examples, data_dir=str(data_dir), file_format="array_record"
+            examples=examples, data_dir=str(data_dir), file_format="array_record"
         )
         builder.download_and_prepare()
 
@@ -101,23 +101,18 @@ def _builder_class() -> Any:
 
             VERSION = tfds.core.Version(DATASET.name)
 
-            def __init__(self, *, plan: Plan, examples: Examples, **keywords: Any) -> None:
-                self._plan, self._examples = plan, examples
+            def __init__(self, *, examples: Examples, **keywords: Any) -> None:
+                self._examples = examples
                 super().__init__(**keywords)
 
             def _info(self) -> Any:
-                labels = tfds.features.ClassLabel
+                # Labels are plain text too: a ClassLabel cannot hold every name of a .jsonl.
                 # `dataset_info_from_configs` would look for metadata files beside this module.
                 return tfds.core.DatasetInfo(
                     builder=self,
                     description="Text prepared by moejax.",
                     features=tfds.features.FeaturesDict(
-                        {
-                            "id": tfds.features.Text(),
-                            "text": tfds.features.Text(),
-                            "domain": labels(names=list(self._plan.domains)),
-                            "language": labels(names=list(self._plan.languages)),
-                        }
+                        {name: tfds.features.Text() for name in _FEATURES}
                     ),
                     disable_shuffling=True,  # keep the corpus' order
                 )

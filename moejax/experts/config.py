@@ -35,7 +35,7 @@ class MoeConfig:
     backend: str = knob(
         "auto", choices=("auto", *BACKENDS), doc="How experts are computed; same results."
     )
-    tile: int = knob(64, low=1, unit="rows", doc="Rows per tile of the `tiles` back end.")
+    tile: int = knob(128, low=1, unit="rows", doc="Rows per tile of the `tiles` back end.")
 
     def validate(self, path: str) -> None:
         """Raises ConfigError when the parts do not fit together."""

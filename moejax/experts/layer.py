@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -104,6 +105,7 @@ class MoELayer(nnx.Module):
     def forward(self, x_TD: jax.Array, inputs: RouterInputs) -> MoeOutput:
         """One call on flat tokens, with everything there is to know about it."""
         config = self.config
+        inputs = dataclasses.replace(inputs, num_experts=config.experts)
         params = nnx.to_pure_dict(nnx.state(self.router))
         state = nnx.to_pure_dict(nnx.state(self.router_state))
         routing, carry_TE = config.router(x_TD, inputs, params, state)

@@ -40,7 +40,7 @@ class ExpertsSpec:
     unit: int
     activation: str = "swiglu"
     backend: str = "auto"
-    tile: int = 64
+    tile: int = 128
 
     @property
     def num_experts(self) -> int:

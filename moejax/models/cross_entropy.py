@@ -43,89 +43,91 @@ def chunked_cross_entropy(
 
     def split(array: jax.Array) -> jax.Array:
         spec = [(0, 0), (0, pad)] + [(0, 0)] * (array.ndim - 2)
-        padded = jnp.pad(array, spec)
-        return padded.reshape(batch, -1, chunk, *array.shape[2:]).swapaxes(0, 1)
+        chunks = jnp.pad(array, spec).reshape(batch, -1, chunk, *array.shape[2:]).swapaxes(0, 1)
+        # Rows of a chunk are flat, the batch outermost (so a sharded batch stays sharded): XLA:CPU
+        # takes twice as long when the weight gradient contracts two axes.
+        return chunks.reshape(chunks.shape[0], batch * chunk, *array.shape[2:])
 
-    total, nll_CBc = _cross_entropy(
+    total, nll_CR = _cross_entropy(
         split(x_BSD), table_VD, split(targets_BS), split(mask_BS), jnp.dtype(logits_dtype)
     )
-    nll_BS = nll_CBc.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+    nll_BS = nll_CR.reshape(-1, batch, chunk).swapaxes(0, 1).reshape(batch, -1)[:, :length]
     return total, jax.lax.stop_gradient(nll_BS)
 
 
-def _logits(x_BcD: jax.Array, table_VD: jax.Array, logits_dtype: jnp.dtype) -> jax.Array:
-    """`[B, c, V]` logits in float32 or better, rounded to `logits_dtype` on the way."""
-    wide = jnp.promote_types(x_BcD.dtype, jnp.float32)
-    logits = jnp.einsum("bcd,vd->bcv", x_BcD, table_VD, preferred_element_type=wide)
+def _logits(x_RD: jax.Array, table_VD: jax.Array, logits_dtype: jnp.dtype) -> jax.Array:
+    """`[R, V]` logits in float32 or better, rounded to `logits_dtype` on the way."""
+    wide = jnp.promote_types(x_RD.dtype, jnp.float32)
+    logits = jnp.einsum("rd,vd->rv", x_RD, table_VD, preferred_element_type=wide)
     return logits.astype(logits_dtype).astype(wide)
 
 
-def _picked(logits: jax.Array, targets_Bc: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(logits, targets_Bc[..., None], axis=-1)[..., 0]
+def _picked(logits: jax.Array, targets_R: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, targets_R[..., None], axis=-1)[..., 0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(
-    x_CBcD: jax.Array,
+    x_CRD: jax.Array,
     table_VD: jax.Array,
-    targets_CBc: jax.Array,
-    mask_CBc: jax.Array,
+    targets_CR: jax.Array,
+    mask_CR: jax.Array,
     logits_dtype: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array]:
     def one(total: jax.Array, chunk: Any) -> tuple[jax.Array, jax.Array]:
-        x_BcD, targets_Bc, mask_Bc = chunk
-        logits = _logits(x_BcD, table_VD, logits_dtype)
-        nll_Bc = jax.nn.logsumexp(logits, axis=-1) - _picked(logits, targets_Bc)
-        return total + (nll_Bc * mask_Bc).sum(), nll_Bc
+        x_RD, targets_R, mask_R = chunk
+        logits = _logits(x_RD, table_VD, logits_dtype)
+        nll_R = jax.nn.logsumexp(logits, axis=-1) - _picked(logits, targets_R)
+        return total + (nll_R * mask_R).sum(), nll_R
 
-    zero = jnp.zeros((), jnp.promote_types(x_CBcD.dtype, jnp.float32))
-    return jax.lax.scan(one, zero, (x_CBcD, targets_CBc, mask_CBc))
+    zero = jnp.zeros((), jnp.promote_types(x_CRD.dtype, jnp.float32))
+    return jax.lax.scan(one, zero, (x_CRD, targets_CR, mask_CR))
 
 
 def _forward(
-    x_CBcD: jax.Array,
+    x_CRD: jax.Array,
     table_VD: jax.Array,
-    targets_CBc: jax.Array,
-    mask_CBc: jax.Array,
+    targets_CR: jax.Array,
+    mask_CR: jax.Array,
     logits_dtype: jnp.dtype,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
-    wide = jnp.promote_types(x_CBcD.dtype, jnp.float32)
+    wide = jnp.promote_types(x_CRD.dtype, jnp.float32)
 
     def one(carry: Any, chunk: Any) -> tuple[Any, Any]:
         total, dtable_VD = carry
-        x_BcD, targets_Bc, mask_Bc = chunk
-        logits = _logits(x_BcD, table_VD, logits_dtype)
-        top_Bc1 = logits.max(-1, keepdims=True)
+        x_RD, targets_R, mask_R = chunk
+        logits = _logits(x_RD, table_VD, logits_dtype)
+        top_R1 = logits.max(-1, keepdims=True)
         # Softmax minus one-hot, never formed: the normaliser scales rows after the product, and
-        # the one-hot is a gather (dx) and a scatter (dtable). Every pass over [B, c, V] counts.
-        exp_BcV = jnp.exp(logits - top_Bc1)
-        sum_Bc = exp_BcV.sum(-1)
-        nll_Bc = jnp.log(sum_Bc) + top_Bc1[..., 0] - _picked(logits, targets_Bc)
-        scale_Bc1 = (mask_Bc / sum_Bc)[..., None]
-        exp_BcV = exp_BcV.astype(x_BcD.dtype)
-        mean_BcD = jnp.einsum("bcv,vd->bcd", exp_BcV, table_VD, preferred_element_type=wide)
-        dx_BcD = mean_BcD * scale_Bc1 - table_VD[targets_Bc] * mask_Bc[..., None]
-        scaled_BcD = (x_BcD * scale_Bc1).astype(x_BcD.dtype)
-        dtable_VD += jnp.einsum("bcv,bcd->vd", exp_BcV, scaled_BcD, preferred_element_type=wide)
-        dtable_VD = dtable_VD.at[targets_Bc].add(-(x_BcD * mask_Bc[..., None]).astype(wide))
-        return (total + (nll_Bc * mask_Bc).sum(), dtable_VD), (nll_Bc, dx_BcD.astype(x_BcD.dtype))
+        # the one-hot is a gather (dx) and a scatter (dtable). Every pass over [R, V] counts.
+        exp_RV = jnp.exp(logits - top_R1)
+        sum_R = exp_RV.sum(-1)
+        nll_R = jnp.log(sum_R) + top_R1[..., 0] - _picked(logits, targets_R)
+        scale_R1 = (mask_R / sum_R)[..., None]
+        exp_RV = exp_RV.astype(x_RD.dtype)
+        mean_RD = jnp.einsum("rv,vd->rd", exp_RV, table_VD, preferred_element_type=wide)
+        dx_RD = mean_RD * scale_R1 - table_VD[targets_R] * mask_R[..., None]
+        scaled_RD = (x_RD * scale_R1).astype(x_RD.dtype)
+        dtable_VD += jnp.einsum("rv,rd->vd", exp_RV, scaled_RD, preferred_element_type=wide)
+        dtable_VD = dtable_VD.at[targets_R].add(-(x_RD * mask_R[..., None]).astype(wide))
+        return (total + (nll_R * mask_R).sum(), dtable_VD), (nll_R, dx_RD.astype(x_RD.dtype))
 
     start = (jnp.zeros((), wide), jnp.zeros(table_VD.shape, wide))
-    (total, dtable_VD), (nll_CBc, dx_CBcD) = jax.lax.scan(
-        one, start, (x_CBcD, targets_CBc, mask_CBc)
-    )
-    residuals = dx_CBcD, dtable_VD.astype(table_VD.dtype), nll_CBc.astype(mask_CBc.dtype)
-    return (total, nll_CBc), residuals
+    (total, dtable_VD), (nll_CR, dx_CRD) = jax.lax.scan(one, start, (x_CRD, targets_CR, mask_CR))
+    residuals = dx_CRD, dtable_VD.astype(table_VD.dtype), nll_CR.astype(mask_CR.dtype)
+    return (total, nll_CR), residuals
 
 
 def _backward(
     logits_dtype: jnp.dtype, residuals: Any, cotangents: tuple[jax.Array, jax.Array]
 ) -> tuple[Any, ...]:
     del logits_dtype
-    dx_CBcD, dtable_VD, nll_CBc = residuals
+    dx_CRD, dtable_VD, nll_CR = residuals
     scale = cotangents[0]
-    dx_CBcD = (dx_CBcD * scale).astype(dx_CBcD.dtype)
-    return dx_CBcD, (dtable_VD * scale).astype(dtable_VD.dtype), None, (nll_CBc * scale).astype(nll_CBc.dtype)
+    dx_CRD, dtable_VD, dmask_CR = (
+        (part * scale).astype(part.dtype) for part in (dx_CRD, dtable_VD, nll_CR)
+    )
+    return dx_CRD, dtable_VD, None, dmask_CR
 
 
 _cross_entropy.defvjp(_forward, _backward)

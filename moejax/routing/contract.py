@@ -93,7 +93,7 @@ class Routing:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["token_id_T", "valid_T", "position_T", "sequence_T", "key", "carry_TE"],
-    meta_fields=["train"],
+    meta_fields=["train", "num_experts"],
 )
 @dataclasses.dataclass(frozen=True)
 class RouterInputs:
@@ -107,6 +107,8 @@ class RouterInputs:
       key: PRNG key for stochastic routers, or None (then they must behave deterministically).
       carry_TE: float32 `[T, E]` what the router of the previous MoE layer passed on, or None.
       train: static; jitter and noise act only when it is True.
+      num_experts: static `E`, for a router whose parameters do not tell it (hash); an `MoELayer`
+        fills it in.
     """
 
     valid_T: jax.Array
@@ -116,6 +118,7 @@ class RouterInputs:
     key: jax.Array | None = None
     carry_TE: jax.Array | None = None
     train: bool = False
+    num_experts: int = 0
 
     @staticmethod
     def of(num_tokens: int, **fields: Any) -> RouterInputs:

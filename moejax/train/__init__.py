@@ -1,8 +1,8 @@
 """Training: state, step, loop, checkpoints, run directory, signals, metric sinks."""
 
+from moejax.train.entry import RunResult, run
 from moejax.train.errors import Interrupted, NonFiniteError, OccupiedError, RunError, StorageError
 from moejax.train.experiment import Experiment, TrainConfig
-from moejax.train.session import RunResult, run
 
 __all__ = [
     "Experiment",

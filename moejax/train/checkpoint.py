@@ -142,7 +142,12 @@ class Checkpoints:
                 f"checkpoint of step {step} has format version {header['format_version']}; this "
                 f"moejax reads {FORMAT_VERSION}"
             )
-        wanted = _as_dict(abstract)
+        # Placed explicitly: what is on disk remembers the devices of the process that saved it.
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+            for name, leaf in _as_dict(abstract).items()
+        }
         _require_same_structure(step, leaves, describe_leaves(wanted))
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))

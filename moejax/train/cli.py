@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -115,7 +115,7 @@ def _import_file(path: Path) -> None:
     spec.loader.exec_module(module)
 
 
-def _values_of(flag: str, argv: Sequence[str]) -> Iterator[str] | list[str]:
+def _values_of(flag: str, argv: Sequence[str]) -> list[str]:
     """Values of a repeated flag, read before the others because configs may need its effect."""
     values = []
     for index, argument in enumerate(argv):

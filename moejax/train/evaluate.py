@@ -147,7 +147,8 @@ def measured(meter: FlopsMeter, evaluation: Evaluation) -> dict[str, float | Non
 def write_arrays(path: Path, arrays: Arrays) -> None:
     """Writes an .npz atomically; the same arrays give the same bytes."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, format_version=np.int32(FORMAT_VERSION), **arrays)
+    content: dict[str, Any] = {"format_version": np.int32(FORMAT_VERSION), **arrays}
+    np.savez_compressed(buffer, **content)
     write_bytes_atomic(path, buffer.getvalue())
 
 

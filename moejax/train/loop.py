@@ -90,6 +90,8 @@ class Loop:
 
     def _train(self, state: TrainState) -> TrainState:
         self.progress.phase("training")
+        if self.profiler.missed(self.clock.step):
+            self.log.say("the steps to profile are done already; no profile is written")
         self._mark = time.perf_counter()
         pending: _Pending | None = None
         with contextlib.closing(self.stream.iterate(self.clock.step)) as batches:
@@ -158,7 +160,7 @@ class Loop:
         utilisation = flops / seconds / self.peak[0]
         finite = bool(metrics["finite"])
         if not finite or clock.step % self.experiment.log.every == 0 or clock.step == self._total:
-            line = {"step": clock.step, "tokens": clock.tokens}
+            line: dict[str, Any] = {"step": clock.step, "tokens": clock.tokens}
             for key in sorted(metrics):
                 if not key.startswith("_") and key != "finite":
                     line[f"train/{key}"] = float(metrics[key])

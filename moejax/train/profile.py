@@ -33,9 +33,13 @@ class Profiler:
         self._steps = steps
         self._running = False
 
+    def missed(self, done: int) -> bool:
+        """Whether the steps asked for are among the `done` first ones."""
+        return self._steps is not None and self._steps[0] <= done
+
     def before(self, step: int) -> None:
         """To be called before optimiser step `step` (1 = the first) is dispatched."""
-        if self._steps and not self._running and self._steps[0] <= step <= self._steps[1]:
+        if self._steps and not self._running and step == self._steps[0]:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
 

@@ -10,7 +10,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress as Bars, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 
 _SMOOTHING = 0.1
 
@@ -69,6 +70,10 @@ class Progress:
         self._planned.pop(self.name, None)
         if self._rate:
             self._finished_seconds.append(self._rate)
+
+    def skip(self, name: str) -> None:
+        """A planned run was done already."""
+        self._planned.pop(name, None)
 
     def close(self) -> None:
         """Nothing will be shown any more."""
@@ -136,7 +141,7 @@ class TerminalProgress(Progress):
         self._console = Console(file=stream)
         self._bars = Bars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[info]}"),
             console=self._console,
@@ -146,6 +151,7 @@ class TerminalProgress(Progress):
         self._all: TaskID | None = None
         self._data: TaskID | None = None
         self._before = 0
+        self._latest = ""
         self._bars.start()
 
     def data(self, stage: str, done: int, total: int) -> None:
@@ -163,6 +169,7 @@ class TerminalProgress(Progress):
         if self._data is not None:
             self._bars.remove_task(self._data)
             self._data = None
+        self._latest = ""
         fields: dict[str, Any] = {"total": total, "completed": done, "info": "starting"}
         self._run = self._bars.add_task(escape(name), **fields)
 
@@ -171,17 +178,25 @@ class TerminalProgress(Progress):
 
     def step(self, report: StepReport) -> None:
         super().step(report)
-        self._show(f"{describe(report)}  ETA {self.eta()}")
+        self._latest = describe(report, short=True)  # eighty columns hold no more
+        self._show(f"{self._latest}  ETA {self.eta()}")
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:
         if self._run is not None:
-            self._show("done" if self.done == self.total else "stopped")
+            ended = "done" if self.done == self.total else "stopped"
+            self._show(f"{ended}  {self._latest}".rstrip())
         self._before += self.total
         self._run = None
         super().end()
+
+    def skip(self, name: str) -> None:
+        self._before += self._planned.get(name, 0)
+        super().skip(name)
+        self.done = 0
+        self._show("")
 
     def close(self) -> None:
         self._bars.stop()
@@ -200,11 +215,11 @@ def make_progress(every_seconds: float, stream: TextIO | None = None) -> Progres
     return TerminalProgress(stream) if stream.isatty() else PlainProgress(stream, every_seconds)
 
 
-def describe(report: StepReport) -> str:
-    """Loss, speed and utilisation in a few words."""
+def describe(report: StepReport, *, short: bool = False) -> str:
+    """Loss, speed and utilisation in a few words; `short` leaves out what the MFU refers to."""
     text = f"loss {report.loss:.4f}  {report.tokens_per_second:,.0f} tok/s"
     if report.mfu == report.mfu:  # NaN where no peak is known
-        text += f"  MFU {100 * report.mfu:.1f}% of {report.mfu_of}"
+        text += f"  MFU {100 * report.mfu:.1f}%" + ("" if short else f" of {report.mfu_of}")
     return text
 
 

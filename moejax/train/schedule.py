@@ -29,9 +29,17 @@ class ScheduleConfig:
         Raises:
           ConfigError: they do not fit into the run.
         """
-        given = {"total_steps": total_steps, "tokens_per_step": tokens_per_step}
-        warmup = to_steps(self.warmup, **given)
-        decay = to_steps(self.decay, **given) if self.kind == "wsd" else 0
+
+        def steps(duration: int | str, key: str) -> int:
+            return to_steps(
+                duration,
+                total_steps=total_steps,
+                tokens_per_step=tokens_per_step,
+                path=f"{path}.{key}",
+            )
+
+        warmup = steps(self.warmup, "warmup")
+        decay = steps(self.decay, "decay") if self.kind == "wsd" else 0
         if warmup > total_steps:
             raise ConfigError(
                 f"{path}.warmup={self.warmup}: {warmup} steps of warm-up are longer than the run "

@@ -1,17 +1,15 @@
-"""`run`: one experiment in one directory, started or resumed, from lock to final.json."""
+"""One attempt at a run: from its data and newest checkpoint to the loop."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from moejax.config.compose import to_plain
 from moejax.config.files import read_json, write_json
 from moejax.config.knobs import ConfigError
 from moejax.data import Dataset, EvalStream, TrainStream, prepare
@@ -19,11 +17,10 @@ from moejax.models.transformer import Transformer
 from moejax.train import environment, rundir
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.clock import Clock
-from moejax.train.errors import RunError, StorageError
+from moejax.train.errors import StorageError
 from moejax.train.evaluate import Evaluator
 from moejax.train.experiment import Experiment
 from moejax.train.flops import FlopsMeter, peak_flops
-from moejax.train.lock import RunLock
 from moejax.train.log import RunLog, Sink
 from moejax.train.loop import Loop
 from moejax.train.optimizer import make_optimizer
@@ -39,105 +36,8 @@ from moejax.train.state import TrainState, make_init
 from moejax.train.step import make_eval_step, make_train_step, model_inputs
 
 
-@dataclasses.dataclass(frozen=True)
-class RunResult:
-    """A finished run: its directory, the content of final.json, and whether it was done already."""
-
-    workdir: Path
-    final: dict[str, Any]
-    already_done: bool
-
-
-def run(
-    experiment: Experiment,
-    workdir: str | os.PathLike[str],
-    *,
-    dataset: Dataset | None = None,
-    model: Any = None,
-    progress: Progress | None = None,
-    profile: tuple[int, int] | None = None,
-    argv: list[str] | None = None,
-) -> RunResult:
-    """Trains, or finishes what an earlier process began in the same directory.
-
-    Args:
-      experiment: checked configuration (`moejax.config.build` checks).
-      workdir: the run directory; made if absent.
-      dataset: prepared data to share between runs; default: prepared from `experiment.data`.
-      model: an object with the interface of `Transformer`; default: `Transformer(...)`.
-      progress: where to show what happens; default: nowhere.
-      profile: first and last step of an xprof trace.
-      argv: command line for env.json.
-
-    Raises:
-      ConfigError: nothing was started: wrong config, occupied or foreign directory, changed data.
-      NonFiniteError, StorageError, Interrupted: the run ended early; status.json says why, and the
-        same call resumes it.
-    """
-    run_dir = rundir.claim(workdir)
-    progress = progress or Progress()
-    with RunLock(run_dir.root), StopSignal() as stop:
-        plain = to_plain(experiment)
-        before = rundir.identify(run_dir, plain)
-        done = _finished(run_dir)
-        if done is not None:
-            return RunResult(run_dir.root, done, already_done=True)
-        status = Status(run_dir.status, experiment.total_steps, experiment.log.heartbeat_seconds)
-        log = RunLog(run_dir.log, progress)
-        session = _Session(
-            experiment=experiment,
-            plain=plain,
-            run_dir=run_dir,
-            status=status,
-            log=log,
-            progress=progress,
-            stop=stop,
-            profiler=Profiler(run_dir.profile, profile),
-            seen_before=before,
-        )
-        try:
-            final = session.train(dataset, model, argv or environment.python_argv())
-        except BaseException as error:
-            _record_end(error, status, log, progress)
-            if isinstance(error, OSError):
-                raise StorageError(rundir.storage_reason(error, run_dir.root)) from error
-            raise
-        finally:
-            progress.end()
-            log.close()
-    return RunResult(run_dir.root, final, already_done=False)
-
-
-def _finished(run_dir: RunDir) -> dict[str, Any] | None:
-    """The content of final.json if the run is over."""
-    if not (run_dir.final.exists() and run_dir.status.exists()):
-        return None
-    if read_json(run_dir.status).get("state") != "done":
-        return None
-    final = read_json(run_dir.final)
-    rundir.check_format(run_dir.final, final)
-    return dict(final)
-
-
-def _record_end(error: BaseException, status: Status, log: RunLog, progress: Progress) -> None:
-    """Writes the reason into status.json and log.txt, as far as the disk still takes it."""
-    known = isinstance(error, RunError | ConfigError | OSError)
-    reason = str(error) if known else f"{type(error).__name__}: {error}"
-    state = error.state if isinstance(error, RunError) else "failed"
-    code = (
-        error.exit_code if isinstance(error, RunError) else 4 if isinstance(error, OSError) else 1
-    )
-    if isinstance(error, ConfigError):
-        code = 2
-    try:
-        log.record(f"{state}: {reason}")
-        status.set(state=state, reason=reason.splitlines()[0] if reason else "", exit_code=code)
-    except OSError as second:  # a full disk: the first error matters, and is raised by the caller
-        progress.note(f"cannot record the end of the run: {second}")
-
-
 @dataclasses.dataclass
-class _Session:
+class Session:
     """One attempt at a run."""
 
     experiment: Experiment
@@ -164,6 +64,8 @@ class _Session:
             seq_len=experiment.data.seq_len,
             max_tokens=config.max_tokens,
         )
+        if self.stop.requested:
+            raise self.stop.error("stopped before the first step; nothing to save")
         self._check_data(dataset, validation)
         model = Transformer(experiment.model) if model is None else model
         meter = FlopsMeter(model.shape(), experiment.data.seq_len)
@@ -178,8 +80,8 @@ class _Session:
             lambda done: experiment.optimizer.lr * schedule(done),
             experiment.train.accumulate,
         )
-        init = make_init(model, optimizer, experiment.seed)
-        abstract = jax.eval_shape(init)
+        init = make_init(model, optimizer)
+        abstract = jax.eval_shape(init, jnp.int32(0))
         checkpoints = Checkpoints(
             self.run_dir.checkpoints, self.run_dir.damaged, experiment.checkpoint.keep
         )
@@ -201,6 +103,8 @@ class _Session:
                 dataset.validation.bytes_per_token,
             )
             sinks, metrics_file = self._sinks(clock)
+            peak = peak_flops(experiment.data.cache_path)
+            self.log.record(f"MFU is relative to {peak[0]:.4g} FLOP/s, the {peak[1]}")
             loop = Loop(
                 experiment=experiment,
                 run_dir=self.run_dir,
@@ -212,7 +116,7 @@ class _Session:
                 metrics_file=metrics_file,
                 sinks=sinks,
                 meter=meter,
-                peak=peak_flops(experiment.data.cache_path),
+                peak=peak,
                 status=self.status,
                 log=self.log,
                 progress=self.progress,
@@ -259,7 +163,7 @@ class _Session:
                 f"config.model.vocab_size={self.experiment.model.vocab_size}: is smaller than the "
                 f"tokenizer's {dataset.vocab_size}; nearest valid value {dataset.vocab_size}"
             )
-        # Baselines of exactly the text that is evaluated, so that the report compares like with like.
+        # Baselines of exactly the text that is evaluated: the report compares like with like.
         info = dataset.info(validation.baselines())
         path = self.run_dir.data
         if path.exists():
@@ -301,10 +205,13 @@ class _Session:
         if self.seen_before and self.status.attempt > 1:
             self.log.say(f"no checkpoint yet: starting at step 0, attempt {self.status.attempt}")
         self.progress.phase("initialising")
+        seed = jnp.int32(self.experiment.seed)
         # This program runs once; on a CPU, optimising it costs more than it could ever save.
         on_cpu = jax.local_devices()[0].platform == "cpu"
-        options = {"xla_backend_optimization_level": 0} if on_cpu else None
-        return jax.jit(init).lower().compile(compiler_options=options)(), Clock()
+        options: dict[str, str | bool] | None = (
+            {"xla_backend_optimization_level": "0"} if on_cpu else None
+        )
+        return jax.jit(init).lower(seed).compile(compiler_options=options)(seed), Clock()
 
     def _compile(
         self,
@@ -333,21 +240,23 @@ class _Session:
 
     def _sinks(self, clock: Clock) -> tuple[list[Sink], MetricsFile]:
         config, run_dir = self.experiment.log, self.run_dir
-        metrics_file = MetricsFile(run_dir.metrics)
-        sinks: list[Sink] = [metrics_file]
+        sinks: list[Sink] = []
         if config.tensorboard:
             sinks.append(TensorBoard(run_dir.tensorboard, self.status.attempt, clock.step))
         if config.wandb != "off":
-            sinks.append(
-                WandB(
-                    run_dir.root,
-                    mode=config.wandb,
-                    project=config.wandb_project,
-                    name=self.experiment.name,
-                    config=self.plain,
-                )
-            )
-        return sinks, metrics_file
+            sinks.append(self._wandb())
+        metrics_file = MetricsFile(run_dir.metrics)
+        return [metrics_file, *sinks], metrics_file
+
+    def _wandb(self) -> WandB:
+        config = self.experiment.log
+        return WandB(
+            self.run_dir.root,
+            mode=config.wandb,
+            project=config.wandb_project,
+            name=self.experiment.name,
+            config=self.plain,
+        )
 
 
 def _abstract(batch: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -62,10 +63,12 @@ def merge(trainable: Tree, frozen: Tree) -> Tree:
     return merged
 
 
-def make_init(model: Any, optimizer: optax.GradientTransformation, seed: int) -> Any:
-    """A jittable `() -> TrainState` for `seed`."""
+def make_init(
+    model: Any, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array], TrainState]:
+    """A jittable `seed (int32 scalar) -> TrainState`; one program serves all seeds."""
 
-    def init() -> TrainState:
+    def init(seed: jax.Array) -> TrainState:
         init_key, step_key = jax.random.split(jax.random.key(seed))
         params, router_state = model.init(init_key)
         return TrainState(

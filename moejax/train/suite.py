@@ -7,9 +7,9 @@ from pathlib import Path
 
 from moejax.data import Dataset, prepare
 from moejax.data.knobs import DataConfig
+from moejax.train.entry import run
 from moejax.train.experiment import Experiment
 from moejax.train.progress import Progress
-from moejax.train.session import run
 
 
 def run_suite(
@@ -31,6 +31,8 @@ def run_suite(
             datasets[experiment.data] = prepare(experiment.data, progress.data)
         dataset = datasets[experiment.data]
         result = run(experiment, out / name, dataset=dataset, progress=progress, argv=argv)
+        if result.already_done:
+            progress.skip(experiment.name)
         loss = result.final["eval"]["loss"]
         was = "was done already" if result.already_done else "done"
         progress.note(f"{index}/{len(experiments)} {name} {was}: validation loss {loss:.4f}")

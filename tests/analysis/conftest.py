@@ -1,7 +1,10 @@
-"""Reports that several tests look at, written once."""
+"""Reports that several tests look at, written once for all test processes."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,55 +17,72 @@ SMALL = {"layers": 2, "experts": 4, "steps": 60, "trace_tokens": 400}
 
 
 @pytest.fixture(scope="session")
-def quartet(tmp_path_factory) -> Path:
-    """The main case, dense, top-k, top-p and hetero: a directory with `runs/` and `report/`."""
-    root = tmp_path_factory.mktemp("quartet")
-    for kind in ("dense", "top_k", "top_p", "hetero_top_p"):
-        make_run(root / "runs", kind, **SMALL)
-    write_report([root / "runs"], root / "report")
-    return root
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """`shared(name, build)`: a directory that the first process to ask for it builds."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def get(name: str, build: Callable[[Path], None]) -> Path:
+        with open(base / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = base / f"{name}.done"
+            if not done.exists():
+                build(base / name)
+                done.touch()
+        return base / name
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory) -> Path:
-    """Runs with one fault each, beside a healthy one."""
-    root = tmp_path_factory.mktemp("zoo")
+def quartet(shared) -> Path:
+    """The main case, dense, top-k, top-p and hetero: a directory with `runs/` and `report/`."""
+
+    def build(root: Path) -> None:
+        for kind in ("dense", "top_k", "top_p", "hetero_top_p"):
+            make_run(root / "runs", kind, **SMALL)
+        write_report([root / "runs"], root / "report")
+
+    return shared("quartet", build)
+
+
+@pytest.fixture(scope="session")
+def zoo(shared) -> Path:
+    """Runs with a fault or two each."""
+    return shared("zoo", _build_zoo)
+
+
+def _build_zoo(root: Path) -> None:
     runs = root / "runs"
-    make_run(runs, "top_k", name="healthy", **SMALL)
     make_run(runs, "top_p", name="running", state="running", **SMALL)
-    make_run(runs, "top_p", name="failed", state="failed", reason="non-finite at step 36", **SMALL)
+    shape = {"layers": 3, "experts": 6, "state": "failed", "reason": "non-finite at step 36"}
+    make_run(runs, "hetero_top_p", name="failed", **SMALL | shape)
     _nan_losses(make_run(runs, "top_k", name="nan", **SMALL))
-    corrupt = make_run(runs, "top_k", name="corrupt", **SMALL) / "metrics.jsonl"
+    corrupt = make_run(runs, "dense", name="corrupt", **SMALL | {"steps": 120}) / "metrics.jsonl"
     lines = corrupt.read_bytes().splitlines(keepends=True)
-    corrupt.write_bytes(
-        b"".join([lines[0], b"\x00\x01 rubbish\n", *lines[1:], b'{"step": 99, "tr'])
-    )
-    other = make_run(runs, "top_k", name="other-tokenizer", **SMALL)
+    torn = [lines[0], b"\x00\x01 rubbish\n", *lines[1:], b'{"step": 99, "tr']
+    corrupt.write_bytes(b"".join(torn))
+    other = make_run(runs, "dense", name="other-tokenizer", **SMALL)
     edit_json(other / "data.json", tokenizer_hash="ffff", tokenizer="bpe")
-    make_run(runs, "hetero_top_p", name="other-shape", **{**SMALL, "layers": 3, "experts": 6})
-    make_run(runs, "dense", name="longer", **SMALL | {"steps": 120})
     no_trace = make_run(runs, "top_p", name="no-trace", **SMALL)
     for path in (no_trace / "trace").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    empty_layer = make_run(runs, "top_k", name="layer-without-tokens", **SMALL)
-    (path,) = (empty_layer / "routing").iterdir()
+    (path,) = (no_trace / "routing").iterdir()
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
-    arrays["count_LE"] = arrays["count_LE"] * np.array([[0], [1]])
+    arrays["count_LE"] = arrays["count_LE"] * np.array([[0], [1]])  # a layer without tokens
     save(path, arrays)
     (runs / "just-made").mkdir()
     bare = runs / "bare"
     bare.mkdir()
     (bare / "metrics.jsonl").write_text("")
     write_report([*sorted(runs.iterdir())], root / "report")
-    return root
 
 
 def _nan_losses(run: Path) -> None:
-    text = (run / "metrics.jsonl").read_text()
-    (run / "metrics.jsonl").write_text(
-        text.replace('"eval/loss": 2', '"eval/loss": NaN, "x": 2').replace(
-            '"eval/loss": 3', '"eval/loss": NaN, "x": 3'
-        )
-    )
+    metrics = (run / "metrics.jsonl").read_text()
+    for digit in "23":
+        metrics = metrics.replace(f'"eval/loss": {digit}', f'"eval/loss": NaN, "x": {digit}')
+    (run / "metrics.jsonl").write_text(metrics)
     edit_json(run / "final.json", eval={"loss": None})

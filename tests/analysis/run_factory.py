@@ -191,7 +191,7 @@ def _env(run: Path, kind: str) -> dict[str, Any]:
         "format_version": 1,
         "git": {"sha": "5d41402abc4b2a76b9719d911017c592ae5d3f0a", "dirty": False},
         "python": "3.11.7",
-        "versions": {"jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.6"},
+        "packages": {"jax": "0.10.2", "flax": "0.12.8", "numpy": "2.4.6"},
         "platform": "cpu",
         "devices": ["cpu"],
         "cores": 2,

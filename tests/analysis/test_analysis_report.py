@@ -178,12 +178,25 @@ def test_config_differences_and_provenance(quartet):
     assert rows[0] == ["key", "dense", "hetero_top_p", "top_k", "top_p"]
     by_key = {row[0]: row[1:] for row in rows[1:]}
     assert by_key["model.moe.router.p"] == ["–", "0.4", "–", "0.4"]
-    assert by_key["model.moe"] == ["none", "see below", "see below", "see below"]
+    assert by_key["model.moe"] == ["none", "set", "set", "set"]
     assert "optimizer.lr" not in by_key  # equal in all
+    assert "model.moe.router.renormalise" not in by_key  # equal in all that have a router
     origin = report(quartet)["runs"][0]["provenance"]
     assert origin["git"] == "5d41402abc4b"
     assert "jax 0.10.2" in origin["versions"]
     assert origin["command"].startswith("experiments/train.py --config=configs/lm.py")
+
+
+def test_the_figure_of_the_documentation_works(quartet, tmp_path, monkeypatch):
+    (example,) = re.findall("```python\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.S)
+    namespace: dict = {}
+    exec(compile(example, "docs/report.md", "exec"), namespace)
+    monkeypatch.setattr("moejax.analysis.report.FIGURES", (namespace["build"],))
+    write_report([quartet / "runs"], tmp_path / "report")
+    assert [f["png"] for f in report(tmp_path)["figures"]] == [["figures/cv-layers.png"]]
+    rows = list(csv.DictReader((tmp_path / "report/data/cv.csv").read_text().splitlines()))
+    assert {row["run"] for row in rows} == {"top_k", "top_p", "hetero_top_p"}
+    assert 'id="cv"' in page(tmp_path)
 
 
 # ---- faults ------------------------------------------------------------------------------------
@@ -201,7 +214,7 @@ def test_every_fault_is_listed_and_nothing_is_dropped_silently(zoo):
     assert "lines are corrupt" in words["corrupt"] and "torn" in words["corrupt"]
     assert "tokenizer differs" in words["other-tokenizer"]
     assert "no readable trace" in words["no-trace"]
-    assert "saw" in words["healthy"]
+    assert "saw 154k tokens, the longest run 307k" in words["no-trace"]
     assert "no such file" in words["bare"] and "no finite validation loss" in words["bare"]
     names = {run["name"] for run in report(zoo)["runs"]} | {"just-made"}
     assert names == {path.name for path in (zoo / "runs").iterdir()}
@@ -214,6 +227,8 @@ def test_runs_on_other_text_are_not_ranked(zoo):
     assert any("other-tokenizer" in c for c in got["caveats"])
     assert any("different numbers of tokens" in c and "At " in c for c in got["caveats"])
     assert any("Not finished" in c and "running" in c for c in got["caveats"])
+    assert any("one seed" in c for c in got["caveats"])  # unfinished twins are no repetition
+    assert any(s.startswith("In bits per byte") for s in got["findings"])
 
 
 def test_faulty_runs_make_a_whole_page(zoo):
@@ -265,14 +280,9 @@ def test_runs_that_differ_by_seed_only_give_a_noise_floor(tmp_path):
 # ---- behaviour ---------------------------------------------------------------------------------
 
 
-def test_same_input_gives_the_same_bytes_also_without_jax(quartet):
-    """In another process, with another hash seed and time zone; over an older report."""
-    before = _bytes(quartet / "report")
-    (quartet / "report/figures/load-9.png").write_bytes(b"of an earlier report")
-    report_json = quartet / "report/report.json"
-    old = json.loads(report_json.read_text())
-    report_json.write_text(json.dumps(old | {"files": [*old["files"], "figures/load-9.png"]}))
-    arguments = ["evaluate", str(quartet / "runs"), f"--out={quartet / 'report'}"]
+def test_same_input_gives_the_same_bytes_also_without_jax(quartet, tmp_path):
+    """In another process, with another hash seed, time zone and working directory."""
+    arguments = ["evaluate", str(quartet / "runs"), f"--out={tmp_path}"]
     code = (
         "import sys, runpy\n"
         "for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'tensorflow', 'torch'):\n"
@@ -280,10 +290,31 @@ def test_same_input_gives_the_same_bytes_also_without_jax(quartet):
         f"sys.argv = {arguments!r}\n"
         "runpy.run_module('tools.evaluate', run_name='__main__')\n"
     )
-    done = _python("-c", code, PYTHONHASHSEED="7", TZ="Asia/Tokyo")
+    environment = {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "PYTHONPATH": str(ROOT)}
+    done = _python("-c", code, cwd=tmp_path, **environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(quartet / "report/report.html")
-    assert _bytes(quartet / "report") == before
+    assert done.stdout.strip() == str(tmp_path / "report.html")
+    first, second = _bytes(quartet / "report"), _bytes(tmp_path)
+    # The page names the command that wrote it, and with it the directory.
+    out = str(quartet / "report").encode()
+    second["report.html"] = second["report.html"].replace(str(tmp_path).encode(), out)
+    assert second == first
+
+
+def test_a_second_report_leaves_nothing_of_the_first(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    write_report([run], tmp_path / "report")
+    stale = ["figures/load-9.png", "data/gone.csv"]
+    foreign = ["figures/mine.txt", "../keep.csv", "figures/../../keep.csv"]
+    (tmp_path / "report/figures").mkdir()
+    for name in [*stale, *foreign]:
+        (tmp_path / "report" / name).write_text("x")
+    edit_json(tmp_path / "report/report.json", files=[*stale, *foreign, 7])
+    write_report([run], tmp_path / "report")
+    assert not any((tmp_path / "report" / name).exists() for name in stale)
+    assert all((tmp_path / "report" / name).exists() for name in foreign)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_both_sum_to_one_for_every_context(random_text):
     assert unigram.sum() == pytest.approx(1.0, abs=1e-12)
     assert (unigram > 0).all()
     previous, token = np.divmod(np.arange(400), 20)
-    table = b.bigram(pairs, unigram, previous, token).reshape(20, 20)
+    table = b.Bigram(pairs, unigram)(previous, token).reshape(20, 20)
     np.testing.assert_allclose(table.sum(1), 1.0, atol=1e-12)
     assert (table > 0).all()
 
@@ -38,7 +38,7 @@ def test_known_values():
     unigram = b.unigram(counts)
     np.testing.assert_allclose(unigram, [0.4, 0.3, 0.2, 0.1])
     # 0 is followed by 1, 1, 2: three times, two kinds. p(1|0) = (2 + 2 * 0.3) / (3 + 2).
-    found = b.bigram(pairs, unigram, np.array([0, 0, 1, 3]), np.array([1, 3, 0, 3]))
+    found = b.Bigram(pairs, unigram)(np.array([0, 0, 1, 3]), np.array([1, 3, 0, 3]))
     np.testing.assert_allclose(found, [0.52, 0.04, (2 + 0.4) / 3, 0.1])
     result = b.cross_entropies([(np.array([0, 1]), np.array([1, 0]))], counts, pairs)
     assert result["unigram"] == pytest.approx(-(math.log(0.3) + math.log(0.4)) / 2)

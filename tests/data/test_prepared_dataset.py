@@ -98,15 +98,18 @@ def test_wide_vocabularies_take_four_bytes(tmp_path):
 def test_the_text_is_a_tfds_dataset(tmp_path):
     from moejax.data.corpora.tfds_dataset import quiet
 
-    write_jsonl(tmp_path / "a.jsonl", records(8))
+    strange = 'two\nlines, "quotes" '
+    write_jsonl(tmp_path / "a.jsonl", records(8, strange))
     config = files_config(tmp_path)
     dataset = prepare(config)
+    assert dataset.domains == (strange,)
     (text,) = config.cache_path.glob("text-*[0-9a-f]")
     with quiet() as tfds:
         builder = tfds.builder_from_directory(text / "tfds" / "moejax_text" / "1.0.0")
         source = builder.as_data_source(split="train")
     texts = [source[i]["text"].decode() for i in range(len(source))]
     assert texts == text_of(dataset.train, dataset)
+    assert source[0]["domain"].decode() == strange
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_fan_in_is_the_experts_own():
         ),
         (
             MoeConfig(
-                widths=WidthPlan(strategy="explicit", mean=4, explicit=(4, 8, 6, 4)), experts=4
+                widths=WidthPlan("explicit", mean=4, unit=4, explicit=(4, 8, 6, 4)), experts=4
             ),
             "moe.widths.explicit[2]: width 6 is not a multiple of unit 4; nearest valid value 8",
         ),

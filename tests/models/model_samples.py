@@ -28,7 +28,7 @@ ADDITIVE = LossesConfig(LoadBalance(0.0), entropy=Entropy(0.1), z_loss=ZLoss(0.0
 EQUAL = MoeConfig(4, WidthPlan(mean=8), TopK(k=2), tile=8)
 UNEQUAL = MoeConfig(
     6,
-    WidthPlan("explicit", explicit=(4, 4, 8, 8, 12, 16)),
+    WidthPlan("explicit", explicit=(4, 4, 8, 8, 12, 12)),
     TopK(k=2),
     losses=LossesConfig(LoadBalance(0.0), parameter_penalty=ParameterPenalty(0.1)),
     tile=8,

@@ -33,6 +33,7 @@ def make_inputs(num_tokens, **fields):
         "sequence_T": jnp.arange(num_tokens) * 4 // num_tokens,
         "carry_TE": carry,
         "key": jax.random.key(7),
+        "num_experts": E,
     }
     return RouterInputs.of(num_tokens, **(given | fields))
 

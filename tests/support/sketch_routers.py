@@ -56,7 +56,7 @@ class Hash(Router):
         return 1
 
     def __call__(self, x_TD, inputs, params, state):
-        num_experts = 8
+        num_experts = inputs.num_experts
         mixed_T = (inputs.token_id_T.astype(jnp.uint32) * jnp.uint32(2654435761)) >> 16
         expert_TK = (mixed_T % num_experts).astype(jnp.int32)[:, None]
         weight_TK = jnp.ones_like(expert_TK, jnp.float32)

@@ -25,7 +25,7 @@ from moejax.train.log import LogConfig
 from moejax.train.optimizer import OptimizerConfig
 from moejax.train.schedule import ScheduleConfig
 
-WORDS = "the cat sat on a mat and saw 12 dogs run past; then, at noon, it slept. ".split()
+SENTENCE = "the cat sat on a mat and saw 12 dogs run past; then, at noon, it slept."
 EXPERTS = 4
 
 
@@ -35,7 +35,7 @@ def write_corpus(directory: Path, documents: int = 8) -> DataConfig:
     text = directory / "text"
     text.mkdir(parents=True, exist_ok=True)
     for index in range(documents):
-        words = rng.choice(WORDS, size=17 + 3 * index)
+        words = rng.choice(SENTENCE.split(), size=17 + 3 * index)
         (text / f"{index:02d}.txt").write_text(" ".join(words) + "\n")
     return DataConfig(
         corpus=f"files:{text}/*.txt", seq_len=16, cache_dir=str(directory / "cache"),
@@ -67,11 +67,12 @@ def experiment(data: DataConfig, *, steps: int = 12, **changes: Any) -> Experime
 
 @dataclasses.dataclass
 class StandIn:
-    """Embedding, a two-expert-per-token mixture of vectors, head. `poison` makes a step NaN."""
+    """Embedding, one of four expert vectors per token, head; token `poison` makes a loss NaN."""
 
     vocab_size: int
     d_model: int = 8
     poison: int = -1
+    noise: float = 0.01
 
     def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
         names = ("embed", "expert", "head")
@@ -103,7 +104,7 @@ class StandIn:
     ) -> tuple[jax.Array, dict[str, Any]]:
         valid_BS = batch["segment_ids"] > 0
         x_BSD = params["embed"]["table_VD"][batch["tokens"]]
-        noise = 0.01 * jax.random.normal(key, x_BSD.shape) if train else 0.0
+        noise = self.noise * jax.random.normal(key, x_BSD.shape) if train else 0.0
         scores_BSE = (x_BSD + noise) @ params["expert"]["table_VD"].T + router_state["bias_E"]
         expert_BS = jnp.argmax(scores_BSE, -1)
         x_BSD = (x_BSD + params["expert"]["table_VD"][expert_BS]) * params["final_norm"]["scale_D"]
@@ -192,6 +193,6 @@ if __name__ == "__main__":  # WORKDIR STEPS CACHE_DIR: a process for the tests t
         steps=int(steps),
         evaluation=EvaluationConfig(every=50, batch_size=4, max_tokens=128, trace_tokens=64),
         checkpoint=CheckpointConfig(every=7, minutes=0.0),
-        log=LogConfig(tensorboard=False, heartbeat_seconds=0.0),
+        log=LogConfig(tensorboard=False, heartbeat_seconds=0.05),
     )
     run(chosen, workdir, model=standin(chosen))

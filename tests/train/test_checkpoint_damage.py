@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-import runs
 import standin
 
+import runs
 from moejax.data import DataConfig, Dataset
 from moejax.train import Experiment, StorageError, run
 from moejax.train.checkpoint import Checkpoints
@@ -49,6 +49,11 @@ def save_three(directory: Path) -> Path:
         checkpoints.save(state(float(step)), Clock(step=step, flops=step / 3))
     checkpoints.close()
     return directory / "checkpoints" / "6"
+
+
+def save_now(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save(state(float(step)), Clock(step=step))
+    checkpoints.wait()
 
 
 def largest(directory: Path) -> Path:
@@ -129,7 +134,7 @@ def test_never_starts_over_by_itself_when_every_checkpoint_is_damaged(tmp_path: 
     for step in (2, 4, 6):
         flip_a_bit(newest.parent / str(step))
     said: list[str] = []
-    with pytest.raises(StorageError, match="none of the checkpoints .* is whole"):
+    with pytest.raises(StorageError, match=r"none of the checkpoints .* is whole"):
         open_at(tmp_path).restore_newest(abstract(state()), said.append)
     assert len(said) == 3
     with pytest.raises(StorageError, match="holds damaged ones"):  # and not the second time either
@@ -155,8 +160,7 @@ def test_a_save_that_dies_before_its_commit_is_never_listed(
     dying = open_at(tmp_path)
     monkeypatch.setattr(os, "rename", dies)
     with pytest.raises(StorageError, match="died here"):
-        dying.save(state(8.0), Clock(step=8))
-        dying.wait()
+        save_now(dying, 8)
     monkeypatch.undo()
     assert (tmp_path / "checkpoints" / "8.orbax-checkpoint-tmp").exists()
 
@@ -253,7 +257,7 @@ def test_metrics_lost_behind_the_trainers_back_are_noticed(
         train(experiment, tmp_path, text, progress=runs.KillAt(6))
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:2]))
-    with pytest.raises(StorageError, match="holds 2 lines up to step 4.*saved with 4"):
+    with pytest.raises(StorageError, match=r"holds 2 lines up to step 4.*saved with 4"):
         train(experiment, tmp_path, text)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-import runs
 import standin
 
-from moejax.data import DataConfig, Dataset
+import runs
+from moejax.data import DataConfig, Dataset, TrainStream
 from moejax.train import Experiment, TrainConfig, run
+from moejax.train.progress import Progress, StepReport
 
 STEPS = 12
 
@@ -47,8 +49,6 @@ def test_killed_and_resumed_equals_straight(
 
 def test_epochs_end_off_the_checkpoints(text: tuple[DataConfig, Dataset]) -> None:
     """The test above means little if no epoch boundary lies inside the run."""
-    from moejax.data import TrainStream
-
     stream = TrainStream(text[1], seed=3, batch_size=4, seq_len=16)
     assert stream.windows_per_epoch < STEPS * 4
     assert stream.windows_per_epoch % 4 != 0
@@ -83,7 +83,7 @@ def test_a_storm_of_kills_before_the_first_save_leaves_nothing_behind(
 ) -> None:
     experiment, reference = straight
     model = standin.standin(experiment)
-    for _ in range(8):
+    for _ in range(4):
         with pytest.raises(runs.Killed):
             run(experiment, tmp_path, dataset=text[1], model=model, progress=runs.KillAt(2))
         files = sorted(path.name for path in tmp_path.iterdir())
@@ -93,9 +93,32 @@ def test_a_storm_of_kills_before_the_first_save_leaves_nothing_behind(
     runs.assert_same_run(reference, tmp_path, STEPS)
 
 
-def test_accumulated_runs_resume_too(
-    text: tuple[DataConfig, Dataset], tmp_path: Path
+def test_metrics_are_fetched_one_step_late(
+    text: tuple[DataConfig, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Step t+1 is on its way before anybody waits for step t, except where the loop pauses."""
+    taken: list[int] = []
+    ahead: dict[int, int] = {}
+    original = TrainStream.iterate
+
+    def counted(self: TrainStream, start: int = 0) -> Any:
+        for step, batch in original(self, start):
+            taken.append(step + 1)
+            yield step, batch
+
+    class Watch(Progress):
+        def step(self, report: StepReport) -> None:
+            ahead[report.step] = taken[-1] - report.step
+
+    monkeypatch.setattr(TrainStream, "iterate", counted)
+    experiment = standin.experiment(text[0], steps=STEPS)
+    model = standin.standin(experiment)
+    run(experiment, tmp_path, dataset=text[1], model=model, progress=Watch())
+    pauses = {4, 5, 8, 10, 12}
+    assert ahead == {step: int(step not in pauses) for step in range(1, STEPS + 1)}
+
+
+def test_accumulated_runs_resume_too(text: tuple[DataConfig, Dataset], tmp_path: Path) -> None:
     train = TrainConfig(batch_size=4, steps=6, accumulate=2)
     experiment = standin.experiment(text[0], train=train)
     model = standin.standin(experiment)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
 import standin
 
+import runs
 from moejax.config import ConfigError
 from moejax.data import DataConfig, Dataset
 from moejax.train import Experiment, OccupiedError, StorageError, run
@@ -27,9 +27,7 @@ Text = tuple[DataConfig, Dataset]
 
 
 def train(experiment: Experiment, workdir: Path, text: Text, **kwargs: Any) -> Any:
-    return run(
-        experiment, workdir, dataset=text[1], model=standin.standin(experiment), **kwargs
-    )
+    return run(experiment, workdir, dataset=text[1], model=standin.standin(experiment), **kwargs)
 
 
 def test_an_occupied_directory_names_its_holder(text: Text, tmp_path: Path) -> None:
@@ -151,7 +149,7 @@ def test_unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_config_beside_metrics_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(ConfigError, match="is missing although metrics.jsonl is there"):
+    with pytest.raises(ConfigError, match=r"is missing although metrics\.jsonl is there"):
         identify(claim(tmp_path), {"seed": 1})
 
 
@@ -222,7 +220,9 @@ def test_metrics_file(tmp_path: Path) -> None:
     assert len(read_lines(path)) == 4
     assert truncate(path, 2, 2) == 3
     assert truncate(path, 2, -1) == 2  # an evaluation that the checkpoint does not know goes
-    assert MetricsFile(path).lines == 2
+    again = MetricsFile(path)
+    assert again.lines == 2
+    again.close()
     assert truncate(path, -1, -1) == 0
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runs
 import standin
 
+import runs
 from moejax.data import DataConfig, Dataset
 from moejax.train import Experiment, Interrupted, NonFiniteError, run
 from moejax.train.progress import Progress, StepReport
@@ -46,7 +46,7 @@ class SignalAt(Progress):
         if now == self.when:
             self.when = ""
             for signum in self.signals:
-                os.kill(os.getpid(), signum)
+                signal.raise_signal(signum)
 
 
 def status(workdir: Path) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def straight(text: Text, tmp_path_factory: pytest.TempPathFactory) -> tuple[Expe
 
 
 @pytest.mark.parametrize(
-    ("when", "signum", "code", "saved"),
+    "when, signum, code, saved",
     [
         (6, signal.SIGTERM, 143, 7),  # step 7 was on its way; off any checkpoint cadence
         (6, signal.SIGINT, 130, 7),
@@ -118,7 +118,7 @@ def test_the_third_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(os, "_exit", codes.append)
     with StopSignal() as stop:
         for _ in range(3):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert stop.requested
     assert codes == [130]
     said = capfd.readouterr().err

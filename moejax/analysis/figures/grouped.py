@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from moejax.analysis import text, theme
@@ -115,14 +116,13 @@ def _panel(runs: Sequence[View], kind: Kind, quantity: str) -> Panel | None:
             axes.errorbar(place + 0.3 * offset, mean, half, ls=look.dash, lw=1.4, **shown)
         else:
             axes.errorbar(mean, place + offset, xerr=half, ls="none", **shown)
-    ticks = [f"{text.shorten(label, 24)}\nn={n}" for label, n in zip(labels, counts, strict=True)]
+    _tick_labels(axes, labels, counts, kind.ordered)
     if kind.ordered:
-        axes.set_xticks(range(len(labels)), ticks, fontsize=8.5 if len(labels) > 7 else 9.5)
-        axes.set_xlabel("frequency rank in the training text (1 = most common)")
+        label = "frequency rank in the training text (1 = most common)"
+        axes.set_xlabel(label, labelpad=27)
         axes.grid(False, axis="x")
         plain_y(axes, unit)
     else:
-        axes.set_yticks(range(len(labels)), ticks, fontsize=9.5)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.grid(False, axis="y")
         for row in range(0, len(labels), 2):
@@ -133,7 +133,34 @@ def _panel(runs: Sequence[View], kind: Kind, quantity: str) -> Panel | None:
         f"{text.count(len(having), 'run')}, with 95 percent intervals. "
         "The numbers are in the table below the figure."
     )
-    return finish(figure, f"{kind.key}-{quantity.replace('_', '-')}", title, alt, having)
+    key = f"{kind.key}-{quantity.replace('_', '-')}"
+    return finish(figure, key, title, alt, having, heading=kind.title)
+
+
+def _tick_labels(axes: Axes, labels: Sequence[str], counts: Sequence[str], below: bool) -> None:
+    """Name and n of every group, on two lines.
+
+    Two texts instead of one with a line break: single lines are anchored at their end (or middle)
+    in the SVG, so they stay in place when the page enlarges text on a phone.
+    """
+    size = 8.5 if below and len(labels) > 7 else 9.5
+    axis = axes.xaxis if below else axes.yaxis
+    axis.set_ticks(range(len(labels)), [""] * len(labels))
+    where = axes.get_xaxis_transform() if below else axes.get_yaxis_transform()
+    for i, (label, n) in enumerate(zip(labels, counts, strict=True)):
+        for line, shown in enumerate((text.shorten(label, 24), f"n={n}")):
+            axes.annotate(
+                shown,
+                (i, 0) if below else (0, i),
+                xycoords=where,
+                xytext=(0, -7 - 11 * line) if below else (-5, 1 - 2 * line),
+                textcoords="offset points",
+                ha="center" if below else "right",
+                va="top" if below or line else "bottom",
+                fontsize=size,
+                color=theme.INK["muted"][0],
+                annotation_clip=False,
+            )
 
 
 def _labels(runs: Sequence[View], kind: Kind, quantity: str) -> tuple[list[str], list[str]]:

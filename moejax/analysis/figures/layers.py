@@ -12,6 +12,7 @@ from moejax.analysis import text, theme
 from moejax.analysis.figures.base import EDGE, Figure, Panel, Row, canvas, finish, plain_y
 from moejax.analysis.view import View
 
+TITLE = "Compute by layer"
 CAPTION = (
     "Mean per validation token. Left: how many routed experts a token uses in each MoE layer; "
     "flat for a router with a fixed number, shaped by the model where the router decides. "
@@ -29,16 +30,14 @@ def build(runs: Sequence[View]) -> Figure:
     for view in runs:
         rows.extend(_rows(view))
     if len(rows) == 1:
-        return Figure(
-            "layers", "Compute by layer", CAPTION, tuple(rows), empty="No run describes its layers."
-        )
+        return Figure("layers", TITLE, CAPTION, tuple(rows), empty="No run describes its layers.")
     experts = _panel(rows, runs, "layers-experts", "Active experts", "experts per token", 4)
     width = _panel(rows, runs, "layers-width", "Active width", "hidden units per token", 5)
     panels = tuple(p for p in (experts, width) if p)
     empty = "" if panels else "No run has measured its layers yet."
     return Figure(
         "layers",
-        "Compute by layer",
+        TITLE,
         CAPTION,
         tuple(rows),
         (("", panels),) if panels else (),
@@ -105,4 +104,4 @@ def _panel(
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
     axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
     alt = f"Line chart of {label} in every layer for {text.count(len(drawn), 'run')}."
-    return finish(figure, key, title, alt, drawn)
+    return finish(figure, key, title, alt, drawn, heading=TITLE)

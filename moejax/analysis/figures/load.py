@@ -88,9 +88,9 @@ def _panel(view: View, routing: Routing, u: NDArray) -> Panel:
             (*theme.HEAT, theme.DEAD), (*theme.HEAT_LABELS, "no token"), strict=True
         )
     ]
-    return finish(
-        figure, f"load-{view.index}", text.shorten(view.name, 60), alt, hover=hover, legend=patches
-    )
+    name = text.shorten(view.name, 60)
+    key = f"load-{view.index}"
+    return finish(figure, key, name, alt, heading=TITLE, hover=hover, legend=patches)
 
 
 def _cells(axes: Axes, routing: Routing, u: NDArray) -> dict[str, str]:

@@ -151,7 +151,7 @@ def _whole(runs: Sequence[View], key: str, column: str, label: str) -> Panel | N
         f"{text.count(len(runs), 'run')}, with the unigram and bigram baselines. "
         "The numbers are in the table below the figure."
     )
-    return finish(figure, f"loss-{key}", "All of training", alt, runs)
+    return finish(figure, f"loss-{key}", "All of training", alt, runs, heading="Loss")
 
 
 def _closer(runs: Sequence[View], key: str, column: str, label: str) -> Panel | None:
@@ -174,9 +174,8 @@ def _closer(runs: Sequence[View], key: str, column: str, label: str) -> Panel | 
     if len(shown) <= 8:
         _end_labels(axes, shown, 0.055 * (high - low + 2 * room))
     alt = f"Line chart of the validation loss over the last half of each run against {label}."
-    return finish(
-        figure, f"loss-{key}-closer", "The last half, closer", alt, [v for v, *_ in shown]
-    )
+    seen = [v for v, *_ in shown]
+    return finish(figure, f"loss-{key}-closer", "The last half, closer", alt, seen, heading="Loss")
 
 
 def _line(axes: Axes, view: View, x: NDArray, y: NDArray) -> None:

@@ -1,0 +1,120 @@
+"""`run`: one experiment in one directory, started or resumed, from lock to final.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from moejax.config.compose import to_plain
+from moejax.config.files import read_json
+from moejax.config.knobs import ConfigError
+from moejax.data import Dataset
+from moejax.train import environment, rundir
+from moejax.train.errors import EXIT_CRASH, EXIT_STORAGE, EXIT_USAGE, RunError, StorageError
+from moejax.train.experiment import Experiment
+from moejax.train.lock import RunLock
+from moejax.train.log import RunLog
+from moejax.train.profile import Profiler
+from moejax.train.progress import Progress
+from moejax.train.rundir import RunDir, Status
+from moejax.train.session import Session
+from moejax.train.signals import StopSignal
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """A finished run: its directory, the content of final.json, and whether it was done already."""
+
+    workdir: Path
+    final: dict[str, Any]
+    already_done: bool
+
+
+def run(
+    experiment: Experiment,
+    workdir: str | os.PathLike[str],
+    *,
+    dataset: Dataset | None = None,
+    model: Any = None,
+    progress: Progress | None = None,
+    profile: tuple[int, int] | None = None,
+    argv: list[str] | None = None,
+) -> RunResult:
+    """Trains, or finishes what an earlier process began in the same directory.
+
+    Args:
+      experiment: checked configuration (`moejax.config.build` checks).
+      workdir: the run directory; made if absent.
+      dataset: prepared data to share between runs; default: prepared from `experiment.data`.
+      model: an object with the interface of `Transformer`; default: `Transformer(...)`.
+      progress: where to show what happens; default: nowhere.
+      profile: first and last step of an xprof trace.
+      argv: command line for env.json.
+
+    Raises:
+      ConfigError: nothing was started: wrong config, occupied or foreign directory, changed data.
+      NonFiniteError, StorageError, Interrupted: the run ended early; status.json says why, and the
+        same call resumes it.
+    """
+    run_dir = rundir.claim(workdir)
+    progress = progress or Progress()
+    with RunLock(run_dir.root), StopSignal() as stop:
+        plain = to_plain(experiment)
+        before = rundir.identify(run_dir, plain)
+        done = _finished(run_dir)
+        if done is not None:
+            return RunResult(run_dir.root, done, already_done=True)
+        status = Status(run_dir.status, experiment.total_steps, experiment.log.heartbeat_seconds)
+        log = RunLog(run_dir.log, progress)
+        session = Session(
+            experiment=experiment,
+            plain=plain,
+            run_dir=run_dir,
+            status=status,
+            log=log,
+            progress=progress,
+            stop=stop,
+            profiler=Profiler(run_dir.profile, profile),
+            seen_before=before,
+        )
+        try:
+            final = session.train(dataset, model, argv or environment.python_argv())
+        except BaseException as error:
+            _record_end(error, status, log, progress)
+            if isinstance(error, OSError):
+                raise StorageError(rundir.storage_reason(error, run_dir.root)) from error
+            raise
+        finally:
+            progress.end()
+            log.close()
+    return RunResult(run_dir.root, final, already_done=False)
+
+
+def _finished(run_dir: RunDir) -> dict[str, Any] | None:
+    """The content of final.json if the run is over."""
+    if not (run_dir.final.exists() and run_dir.status.exists()):
+        return None
+    if read_json(run_dir.status).get("state") != "done":
+        return None
+    final = read_json(run_dir.final)
+    rundir.check_format(run_dir.final, final)
+    return dict(final)
+
+
+def _record_end(error: BaseException, status: Status, log: RunLog, progress: Progress) -> None:
+    """Writes the reason into status.json and log.txt, as far as the disk still takes it."""
+    known = isinstance(error, RunError | ConfigError | OSError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}"
+    state = error.state if isinstance(error, RunError) else "failed"
+    code = EXIT_CRASH
+    if isinstance(error, RunError):
+        code = error.exit_code
+    elif isinstance(error, OSError | ConfigError):
+        code = EXIT_STORAGE if isinstance(error, OSError) else EXIT_USAGE
+    try:
+        log.record(f"{state}: {reason}")
+        status.set(state=state, reason=reason.splitlines()[0] if reason else "", exit_code=code)
+    except OSError as second:  # a full disk: the first error matters, and is raised by the caller
+        progress.note(f"cannot record the end of the run: {second}")
