@@ -45,7 +45,13 @@ def experiment(kind: str, data: DataConfig) -> Experiment:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+SLOW = ("top_p", "hetero_top_k")
+"""Kinds that differ from the others only in parts that those cover; compiling them takes long."""
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in KINDS]
+)
 def test_killed_and_resumed_equals_straight(kind: str, text: Text, tmp_path: Path) -> None:
     """Killed at step 11: resumes at 8, which is inside an epoch, and crosses an epoch's end."""
     chosen = experiment(kind, text[0])
