@@ -110,7 +110,6 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             seq_len=32,
             batch_size=8,
             steps=12,
-            tokenizer="bytes",
             vocab_size=320,
         )
     data = DataConfig(
