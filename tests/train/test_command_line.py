@@ -68,7 +68,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "vocabulary": (
         [LM, "--config.model.vocab_size=99", "--workdir=WORK"],
-        r"config\.model\.vocab_size=99: is smaller than the 258 tokens",
+        r"config\.model\.vocab_size=99: is smaller than the 320 tokens",
     ),
     "workdir is a file": (
         [LM, "--workdir=FILE"],
