@@ -45,7 +45,7 @@ def experiment(kind: str, data: DataConfig) -> Experiment:
     )
 
 
-SLOW = ("top_p", "hetero_top_k")
+SLOW = ("top_k", "top_p", "hetero_top_k")
 """Kinds that differ from the others only in parts that those cover; compiling them takes long."""
 
 
