@@ -5,8 +5,8 @@ moe    dense, top_k, top_p, hetero_top_k, hetero_top_p
 quick  shrinks sizes and steps only, to seconds
 
 All kinds of one size have the same active FLOPs per token at a mean activation of two experts:
-eight experts of half the dense width each (3.0x the dense FFN's parameters, 4x in experts), or
-HMoE's arithmetic widths with the same sum. What top-p models really use is measured.
+eight experts of half the dense width each (four times the parameters of the dense FFN), or HMoE's
+arithmetic widths with the same sum. What top-p models really use is measured.
 """
 
 from __future__ import annotations

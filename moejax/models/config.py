@@ -69,7 +69,12 @@ class ModelConfig:
         if self.first_dense > self.num_layers:
             raise ConfigError(
                 f"{path}.first_dense: {self.first_dense} of {self.num_layers} layers; "
-                f"nearest valid value {self.num_layers}"
+                f"nearest valid value {self.num_layers - (self.moe is not None)}"
+            )
+        if self.moe is not None and not self.layers and not any(self.plan()):
+            raise ConfigError(
+                f"{path}.moe: no layer uses it: first_dense={self.first_dense} and moe_every="
+                f"{self.moe_every} leave none of {self.num_layers}; nearest valid value: moe=None"
             )
 
     def plan(self) -> Plan:

@@ -60,7 +60,12 @@ def moe(**changes):
         (
             config(first_dense=3, moe=EQUAL),
             "model.first_dense: 3 of 2 layers",
-            "nearest valid value 2",
+            "nearest valid value 1",
+        ),
+        (
+            config(moe_every=3, moe=EQUAL),
+            "model.moe: no layer uses it: first_dense=0 and moe_every=3 leave none of 2",
+            "nearest valid value: moe=None",
         ),
         (
             config(moe_variants={"moe": UNEQUAL}, layers=("moe", "moe")),
