@@ -1,9 +1,11 @@
-"""Train all five kinds of model at size tiny with several seeds: the pictures of the README.
+"""Train all five kinds of model at size tiny: the picture of the README.
 
 usage:
-  python -m experiments.study [--out=runs/study] [--seeds=3] [--size=tiny] [--quick]
+  python -m experiments.study [--out=runs/study] [--size=tiny] [--length='4e6 tokens'] [--seeds=1]
+                              [--quick]
 
-Takes hours; kill it and run it again as often as you like.
+Takes hours; kill it and run it again as often as you like. A later call with more seeds keeps the
+runs that are there.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from moejax.train.suite import run_suite
 KINDS = ("dense", "top_k", "top_p", "hetero_top_k", "hetero_top_p")
 
 _OUT = flags.DEFINE_string("out", "runs/study", "Directory for runs and report.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per kind.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds per kind.", lower_bound=1)
+_LENGTH = flags.DEFINE_string("length", "4e6 tokens", "Steps or tokens of each run.")
 _SIZE = flags.DEFINE_string("size", "tiny", "Size of the models.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke test: seconds instead of hours.")
 
@@ -39,7 +42,10 @@ def main(argv: list[str]) -> None:
             argument = f"size={_SIZE.value},moe={kind},quick={str(_QUICK.value).lower()}"
             experiment = build(Experiment, lm.get_config(argument))
             name = f"{kind}_seed{seed}"
-            experiments[name] = dataclasses.replace(experiment, name=name, seed=seed)
+            train = experiment.train
+            if _LENGTH.present or not _QUICK.value:
+                train = dataclasses.replace(train, steps=_LENGTH.value)
+            experiments[name] = dataclasses.replace(experiment, name=name, seed=seed, train=train)
     enable_compile_cache(next(iter(experiments.values())).data.cache_path / "xla")
     out = Path(_OUT.value)
     progress = make_progress(every_seconds=60.0)
