@@ -14,14 +14,6 @@ from moejax.routing.losses import Entropy, LoadBalance, ParameterPenalty, ZLoss
 from moejax.routing.routers import TopK, TopP
 
 VOCAB = 31
-# A third of the compile time of XLA's defaults, which is what these tests spend their time on.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
-
-def fast_jit(function, **options):
-    return jax.jit(function, compiler_options=FAST, **options)
-
-
 ADDITIVE = LossesConfig(LoadBalance(0.0), entropy=Entropy(0.1), z_loss=ZLoss(0.01))
 """Losses that are means over tokens: micro-batches add up exactly."""
 
@@ -109,7 +101,7 @@ def loss_and_gradient(model, **options):
             params, state, batch, key, denominators=denominators, train=True, **options
         )
 
-    return fast_jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def assert_trees_close(got, want, *, tolerance=1e-5, floor=1e-6):

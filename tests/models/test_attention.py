@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from model_samples import fast_jit
 
 from moejax.models.attention import (
     Attention,
@@ -65,7 +64,7 @@ def hidden(rng, batch=BATCH):
 
 
 def run(module, x_BSD):
-    return np.asarray(fast_jit(lambda x_BSD: module(x_BSD, inputs())[0])(x_BSD))
+    return np.asarray(jax.jit(lambda x_BSD: module(x_BSD, inputs())[0])(x_BSD))
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(3, 3), (4, 2), (4, 1)])
@@ -84,7 +83,7 @@ def test_einsum_attention_against_a_loop_and_the_library(rng, heads, kv_heads):
                 out, vjp = jax.vjp(lambda *qkv: attend(*qkv, mask), q, k, v)
                 return out, vjp(jnp.asarray(dout))
 
-            got = fast_jit(value_and_gradient)(*arguments)
+            got = jax.jit(value_and_gradient)(*arguments)
             # The library's softmax is float32 whatever its inputs.
             bound = 1e-10 if attend is einsum_attention else 1e-5
             for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -107,7 +106,7 @@ def test_the_document_mask_counts_queries_from_where_they_start():
 
 def test_a_token_sees_no_later_token_no_other_document_and_no_padding(rng, module):
     x_BSD = hidden(rng)
-    f = fast_jit(lambda x_BSD: module(x_BSD, inputs())[0])
+    f = jax.jit(lambda x_BSD: module(x_BSD, inputs())[0])
     before = np.asarray(f(x_BSD))
     for b, changed in np.ndindex(BATCH, LENGTH):
         after = np.asarray(f(x_BSD.at[b, changed].add(3.0)))
@@ -153,7 +152,7 @@ def test_a_cache_filled_piece_by_piece_gives_the_full_forward(rng, module, chunk
     x_BSD = hidden(rng)
     want = run(module, x_BSD)
     cache = KVCache.empty(BATCH, LENGTH + 2, 2, 4, jnp.float32)
-    step = fast_jit(lambda x, tokens, cache: module(x, tokens, cache))
+    step = jax.jit(lambda x, tokens, cache: module(x, tokens, cache))
     start, pieces = 0, []
     for size in chunks:
         part = slice(start, start + size)
@@ -169,7 +168,7 @@ def test_a_cache_filled_piece_by_piece_gives_the_full_forward(rng, module, chunk
 
 def test_bfloat16_in_bfloat16_out_and_close(rng, module):
     x_BSD = hidden(rng)
-    y_BSD = fast_jit(lambda x: module(x, inputs())[0])(x_BSD.astype(jnp.bfloat16))
+    y_BSD = jax.jit(lambda x: module(x, inputs())[0])(x_BSD.astype(jnp.bfloat16))
     assert y_BSD.dtype == jnp.bfloat16
     want = run(module, x_BSD)
     np.testing.assert_allclose(np.asarray(y_BSD, np.float32), want, atol=0.05 * np.abs(want).max())

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_samples import fast_jit
 
 from moejax.models.cross_entropy import chunked_cross_entropy
 
@@ -39,7 +38,7 @@ def with_gradients(function):
         total, nll_BS = function(*args)
         return 0.37 * total, nll_BS  # a cotangent other than one
 
-    return fast_jit(jax.value_and_grad(scaled, argnums=(0, 1, 2), has_aux=True))
+    return jax.jit(jax.value_and_grad(scaled, argnums=(0, 1, 2), has_aux=True))
 
 
 def assert_close(got, want, bound):
@@ -76,7 +75,7 @@ def test_large_logits_do_not_overflow(rng):
 
 def test_without_a_gradient_the_values_are_the_same(rng):
     args = sample(rng, jnp.float32)
-    assert_close(fast_jit(ours(3, jnp.float32))(*args), naive(*args), 1e-5)
+    assert_close(jax.jit(ours(3, jnp.float32))(*args), naive(*args), 1e-5)
 
 
 def test_masked_positions_have_a_loss_but_no_influence(rng):
@@ -100,13 +99,13 @@ def test_nll_carries_no_gradient(rng):
     def summed_nll(x_BSD):
         return ours(3, jnp.float32)(x_BSD, table_VD, mask_BS, targets_BS)[1].sum()
 
-    assert np.all(np.asarray(fast_jit(jax.grad(summed_nll))(x_BSD)) == 0)
+    assert np.all(np.asarray(jax.jit(jax.grad(summed_nll))(x_BSD)) == 0)
 
 
 def test_bfloat16_logits_are_coarser_and_not_wrong(rng):
     args = sample(rng, jnp.float32)
     exact = float(naive(*args)[0])
-    rounded = float(fast_jit(ours(3, jnp.bfloat16))(*args)[0])
+    rounded = float(jax.jit(ours(3, jnp.bfloat16))(*args)[0])
     assert rounded != pytest.approx(exact, rel=1e-6)  # they were rounded
     assert rounded == pytest.approx(exact, rel=1e-2)
 

@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from model_samples import EQUAL, KINDS, UNEQUAL, fast_jit, make, packed, random_params
+from model_samples import EQUAL, KINDS, UNEQUAL, make, packed, random_params
 
 from moejax.config import counts
 from moejax.models.metrics import EMPTY_SLOT, moe_layers, width_table
@@ -45,7 +45,7 @@ def results(model, batch):
         name: batch[name] for name in ("tokens", "targets", "segment_ids", "positions", "loss_mask")
     }
 
-    @fast_jit
+    @jax.jit
     def evaluate(batch):
         denominators = model.denominators(batch)
         loss, out = model.loss(

@@ -2,12 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_samples import fast_jit
 
 from moejax.models.norm import RMSNorm
 from moejax.models.rope import rotate as rotate_eagerly
 
-rotate = fast_jit(rotate_eagerly, static_argnums=2)
+rotate = jax.jit(rotate_eagerly, static_argnums=2)
 
 
 def numpy_rope(x_BSHd, positions_BS, theta):
@@ -32,7 +31,7 @@ def test_rms_norm_is_the_formula(rng):
 def test_rms_norm_ignores_the_scale_of_its_input_and_survives_zeros(rng):
     x = jnp.asarray(rng.standard_normal((4, 8)), jnp.float32)
     norm = RMSNorm(8, 1e-9)
-    step = fast_jit(jax.value_and_grad(lambda x: (norm(x).sum(), norm(x)), has_aux=True))
+    step = jax.jit(jax.value_and_grad(lambda x: (norm(x).sum(), norm(x)), has_aux=True))
     np.testing.assert_allclose(step(1000 * x)[0][1], step(x)[0][1], rtol=1e-5)
     (_, zeros), gradient = step(jnp.zeros((4, 8)))
     assert np.all(np.asarray(zeros) == 0)

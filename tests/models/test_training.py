@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from model_samples import EQUAL, UNEQUAL, fast_jit, make, packed, random_params
+from model_samples import EQUAL, UNEQUAL, make, packed, random_params
 
 from moejax.experts import MoeConfig, WidthPlan
 
@@ -27,7 +27,7 @@ def test_dense_then_eight_equal_then_six_unequal_then_eight_equal_experts_train(
     optimizer = optax.adam(3e-3)
     params, tree_of = ravel_pytree(params)  # one vector: less to compile than forty leaves
 
-    @fast_jit
+    @jax.jit
     def step(params, opt_state):
         def loss(params):
             denominators = model.denominators(batch)

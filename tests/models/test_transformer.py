@@ -13,7 +13,6 @@ from model_samples import (
     UNEQUAL,
     VOCAB,
     assert_trees_close,
-    fast_jit,
     loss_and_gradient,
     make,
     packed,
@@ -73,7 +72,12 @@ def plain_repeated(rows):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"scan": False}, *({"remat": name} for name in POLICIES if name != "none")], ids=str
+    "changes",
+    [
+        pytest.param(change, marks=pytest.mark.slow) if change == {"remat": "dots"} else change
+        for change in ({"scan": False}, *({"remat": name} for name in POLICIES if name != "none"))
+    ],
+    ids=str,
 )
 def test_unrolling_and_rematerialising_change_no_number(plain_repeated, changes):
     params, state, batch, want = plain_repeated
@@ -131,7 +135,7 @@ def test_balance_losses_have_the_scope_of_the_micro_batch(rows):
     model = make(EQUAL)
     params, state = random_params(model)
     denominators = model.denominators(rows)
-    f = fast_jit(
+    f = jax.jit(
         lambda batch: model.loss(params, state, batch, None, denominators=denominators, train=True)[
             1
         ]
@@ -156,7 +160,7 @@ def test_documents_packed_into_one_row_are_two_rows(kind, rng):
     together = packed([(4, 5), ()], LENGTH, tokens=[first, second])
     apart = packed([(4,), (5,)], LENGTH, seed=3, tokens=[first, second])
 
-    @fast_jit
+    @jax.jit
     def nll(batch):
         denominators = model.denominators(batch)
         loss, out = model.loss(
@@ -195,12 +199,12 @@ def test_decoding_token_by_token_gives_the_full_forward(layout):
         names = ("tokens", "positions", "segment_ids")
         return Tokens(*(jnp.asarray(batch[name][:, part]) for name in names))
 
-    @fast_jit
+    @jax.jit
     def full(tokens):
         x_BSD, _ = reference.hidden(params, state, tokens)
         return jnp.einsum("bsd,vd->bsv", x_BSD, reference.head_table(params))
 
-    step = fast_jit(lambda tokens, caches: model.decode(params, state, tokens, caches))
+    step = jax.jit(lambda tokens, caches: model.decode(params, state, tokens, caches))
     want = full(pieces(slice(None)))
     caches = model.empty_caches(2, LENGTH + 1)
     logits, start = [], 0
@@ -218,7 +222,7 @@ def test_nothing_later_reaches_an_earlier_token():
     params, state = random_params(model)
     batch = packed([(LENGTH,)], LENGTH)
 
-    @fast_jit
+    @jax.jit
     def nll(tokens):
         changed = batch | {"tokens": tokens}
         _, out = model.loss(
@@ -265,7 +269,7 @@ def test_a_carry_passes_from_layer_to_layer_of_a_segment():
     params, state = random_params(model)
     batch = packed([(5, 4), (7,)], LENGTH)
 
-    @fast_jit
+    @jax.jit
     def step(state):
         denominators = model.denominators(batch)
         _, out = model.loss(params, state, batch, None, denominators=denominators, train=True)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hand_routing import hand_routing, selection_routing, stats_of
 
-from moejax.routing import RouterInputs, routing_stats
 from moejax.routing.losses import entropy_loss, load_balance, parameter_penalty, z_loss
 from moejax.routing.routers import top_k, top_p
 from moejax.routing.stats import token_entropy
@@ -153,8 +152,6 @@ def test_padding_enters_no_statistic():
         requested_T=jnp.where(real, full.requested_T, 0),
     )
     sequence = jnp.asarray([0, 0, 0, 1, 1, 1])
-    padded = routing_stats(
-        masked, RouterInputs.of(6, valid_T=real, sequence_T=sequence), num_sequences=2
-    )
-    compact = routing_stats(kept, RouterInputs.of(4, sequence_T=sequence[real]), num_sequences=2)
+    padded = stats_of(masked, num_sequences=2, valid_T=real, sequence_T=sequence)
+    compact = stats_of(kept, num_sequences=2, sequence_T=sequence[real])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), padded, compact)

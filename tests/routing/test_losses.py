@@ -1,12 +1,13 @@
 """Every loss: value at balance and collapse, gradient direction, conventions, reductions."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hand_routing import hand_routing
+from hand_routing import hand_routing, stats_of
 from sketch_routers import Hash
 
 from moejax.config import ConfigError, check
@@ -30,15 +31,17 @@ N, K, T = 8, 2, 16
 def routed(experts, probs):
     sequence_T = jnp.arange(T) // 4
     routing = hand_routing(experts, probs, N)
-    return routing_stats(routing, RouterInputs.of(T, sequence_T=sequence_T), num_sequences=4)
+    return stats_of(routing, num_sequences=4, sequence_T=sequence_T)
 
 
+@functools.cache
 def balanced():
     """Every expert equally loaded, in every sequence of four tokens too."""
     experts = [[(2 * t) % N, (2 * t + 1) % N] for t in range(T)]
     return routed(experts, np.full((T, N), 1 / N))
 
 
+@functools.cache
 def collapsed():
     """All probability, equally, on the same K experts."""
     probs = np.zeros((T, N))
@@ -80,15 +83,20 @@ def test_balance_loss_is_the_mean_over_layers(convention):
     np.testing.assert_allclose(load_balance(stacked, convention), expected, rtol=1e-6)
 
 
+@functools.cache
+def skewed_stats():
+    return stats_from_logits(skewed_logits())
+
+
 def stats_from_logits(logits):
     probs = jax.nn.softmax(logits)
     _, expert_TK = jax.lax.top_k(probs, K)
     routing = hand_routing(expert_TK.tolist(), np.zeros(logits.shape), N)
     routing = dataclasses.replace(routing, scores_TE=probs, logits_TE=logits)
-    inputs = RouterInputs.of(len(logits), sequence_T=jnp.arange(len(logits)) // 4)
-    return routing_stats(routing, inputs, num_sequences=4)
+    return stats_of(routing, num_sequences=4, sequence_T=jnp.arange(len(logits)) // 4)
 
 
+@functools.cache
 def skewed_logits():
     return jax.random.normal(jax.random.key(0), (T, N)) + jnp.r_[3.0, 2.0, jnp.zeros(N - 2)]
 
@@ -96,7 +104,7 @@ def skewed_logits():
 def gradient(loss):
     """Gradient of a loss of stats with respect to logits, with the choice of experts fixed."""
     logits = skewed_logits()
-    fixed = stats_from_logits(logits)
+    fixed = skewed_stats()
 
     def of_logits(logits):
         probs = jax.nn.softmax(logits)
@@ -111,7 +119,7 @@ def gradient(loss):
             )
         )
 
-    return jax.grad(of_logits)(logits)
+    return jax.jit(jax.grad(of_logits))(logits)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)

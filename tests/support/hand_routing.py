@@ -1,6 +1,10 @@
 """Routings written down by hand, for known answers."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moejax.routing import RouterInputs, Routing, routing_stats
 
@@ -20,20 +24,23 @@ def selection_routing(selection, probs, logits=None):
     )
 
 
-def stats_of(routing, **kwargs):
-    return routing_stats(routing, RouterInputs.of(routing.expert_TK.shape[0], **kwargs))
+@functools.partial(jax.jit, static_argnames="num_sequences")
+def stats_of(routing, num_sequences=None, **kwargs):
+    """One compiled program is made sooner than an eager call's many small ones."""
+    inputs = RouterInputs.of(routing.expert_TK.shape[0], **kwargs)
+    return routing_stats(routing, inputs, num_sequences=num_sequences)
 
 
 def hand_routing(experts, probs, num_experts):
     """Routing with given experts per token (lists) and probabilities."""
     slots = max(len(row) for row in experts)
     padded = [row + [num_experts] * (slots - len(row)) for row in experts]
-    expert_TK = jnp.asarray(padded, jnp.int32)
+    expert_TK = np.asarray(padded, np.int32)
     filled = expert_TK < num_experts
     return Routing(
-        expert_TK,
-        jnp.where(filled, 1.0, 0.0),
-        filled.sum(-1, dtype=jnp.int32),
+        jnp.asarray(expert_TK),
+        jnp.asarray(filled, jnp.float32),
+        jnp.asarray(filled.sum(-1), jnp.int32),
         jnp.asarray(probs, jnp.float32),
         None,
         num_experts,

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from sketch_routers import ExpertChoice, GatingResidual, Hash, ReLU, SigmoidBias
 
 from moejax.routing import RouterInputs
@@ -25,12 +26,13 @@ ROUTERS = {
 
 def make_inputs(num_tokens, **fields):
     """Inputs with everything a router may ask for; four sequences."""
-    token = jax.random.randint(jax.random.key(9), (num_tokens,), 0, 100)
-    carry = jax.random.normal(jax.random.key(8), (num_tokens, E))
+    random = np.random.default_rng(9)
+    token = jnp.asarray(random.integers(0, 100, num_tokens), jnp.int32)
+    carry = jnp.asarray(random.normal(size=(num_tokens, E)), jnp.float32)
     given = {
         "token_id_T": token,
-        "position_T": jnp.arange(num_tokens),
-        "sequence_T": jnp.arange(num_tokens) * 4 // num_tokens,
+        "position_T": jnp.asarray(np.arange(num_tokens), jnp.int32),
+        "sequence_T": jnp.asarray(np.arange(num_tokens) * 4 // num_tokens, jnp.int32),
         "carry_TE": carry,
         "key": jax.random.key(7),
         "num_experts": E,
@@ -50,4 +52,4 @@ def make_router(name):
 
 def route(name, x_TD, inputs):
     router, params, state = make_router(name)
-    return router(x_TD, inputs, params, state)[0]
+    return jax.jit(lambda *given: router(*given)[0])(x_TD, inputs, params, state)

@@ -120,8 +120,27 @@ def get_config(arg=None):
 Answer = tuple[int, str, str]
 
 
+def training(data: DataConfig, directory: Path) -> list[str]:
+    """A short run of a real model."""
+    return [
+        "--config=configs/lm.py:size=nano,quick,moe=dense",
+        f"--config.data.corpus={data.corpus}",
+        f"--config.data.cache_dir={data.cache_dir}",
+        "--config.data.limit_bytes=0",
+        f"--config.data.validation_fraction={data.validation_fraction}",
+        f"--config.data.seq_len={data.seq_len}",
+        "--config.train.steps=12",
+        "--config.train.batch_size=4",
+        "--config.evaluation.batch_size=4",
+        "--config.log.tensorboard=false",
+        f"--workdir={directory / 'run'}",
+    ]
+
+
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+def answers(
+    text: tuple[DataConfig, Dataset], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Answer]:
     directory = tmp_path_factory.mktemp("command_line")
     files = {
         "WORK": directory / "work",
@@ -144,6 +163,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
 
     lines = {name: fill(case[0]) for name, case in CASES.items()}
     lines |= {name: fill(arguments) for name, arguments in GOOD.items()}
+    lines |= {name: training(text[0], directory) for name in ("run", "run again")}
     with RunLock(files["OCCUPIED"]):
         done = subprocess.run(
             [sys.executable, str(Path(__file__).with_name("many_command_lines.py"))],
@@ -197,31 +217,14 @@ def test_a_router_from_the_users_file(answers: dict[str, Answer]) -> None:
     assert re.search(r"config\.model\.moe\.router\.temperature = 0\.7 +mine alone", out)
 
 
-def test_a_run_from_the_command_line(text: tuple[DataConfig, Dataset], tmp_path: Path) -> None:
+def test_a_run_from_the_command_line(answers: dict[str, Answer]) -> None:
     """Trains, says where, and leaves the finished run alone the second time."""
-    data = text[0]
-    command = [
-        *(sys.executable, "-m", "experiments.train"),
-        "--config=configs/lm.py:size=nano,quick,moe=dense",
-        f"--config.data.corpus={data.corpus}",
-        f"--config.data.cache_dir={data.cache_dir}",
-        "--config.data.limit_bytes=0",
-        f"--config.data.validation_fraction={data.validation_fraction}",
-        f"--config.data.seq_len={data.seq_len}",
-        "--config.train.steps=12",
-        "--config.train.batch_size=4",
-        "--config.evaluation.batch_size=4",
-        "--config.log.tensorboard=false",
-        f"--workdir={tmp_path / 'run'}",
-    ]
-
-    def go() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-
-    first, second = go(), go()
-    assert first.returncode == second.returncode == 0, first.stderr
-    assert re.match(r"done: 12 steps, \d+ tokens, validation loss [\d.]+ nats/token", first.stdout)
-    assert str(tmp_path / "run") in first.stdout
-    assert "step 12/12" in first.stderr
-    assert "\x1b" not in first.stderr
-    assert second.stdout.startswith("was done already")
+    code, out, err = answers["run"]
+    assert code == 0, err
+    assert re.match(r"done: 12 steps, \d+ tokens, validation loss [\d.]+ nats/token", out)
+    assert re.search(r"/run\b", out)
+    assert "step 12/12" in err
+    assert "\x1b" not in err
+    code, out, err = answers["run again"]
+    assert code == 0, err
+    assert out.startswith("was done already")

@@ -45,8 +45,8 @@ def experiment(kind: str, data: DataConfig) -> Experiment:
     )
 
 
-SLOW = ("top_k", "top_p", "hetero_top_k")
-"""Kinds that differ from the others only in parts that those cover; compiling them takes long."""
+SLOW = ("top_k", "top_p", "hetero_top_k", "hetero_top_p")
+"""Compiling them takes long; `test_resume` kills a small MoE, the stand-in, at many moments."""
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,7 @@ def finish(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_real_kill_9(text: Text, tmp_path: Path) -> None:
     steps = 120
     assert kill_after(quick_command(tmp_path / "b", text[0], steps=steps), tmp_path / "b", 40, 0.0)
