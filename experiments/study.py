@@ -1,7 +1,7 @@
 """Train all five kinds of model at size tiny: the picture of the README.
 
 usage:
-  python -m experiments.study [--out=runs/study] [--size=tiny] [--length='2.5e6 tokens'] [--seeds=1]
+  python -m experiments.study [--out=runs/study] [--size=tiny] [--length='1.5e6 tokens'] [--seeds=1]
                               [--quick]
 
 Takes hours; kill it and run it again as often as you like. A later call with more seeds keeps the
@@ -28,7 +28,7 @@ KINDS = ("dense", "top_k", "top_p", "hetero_top_k", "hetero_top_p")
 
 _OUT = flags.DEFINE_string("out", "runs/study", "Directory for runs and report.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds per kind.", lower_bound=1)
-_LENGTH = flags.DEFINE_string("length", "2.5e6 tokens", "Steps or tokens of each run.")
+_LENGTH = flags.DEFINE_string("length", "1.5e6 tokens", "Steps or tokens of each run.")
 _SIZE = flags.DEFINE_string("size", "tiny", "Size of the models.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke test: seconds instead of hours.")
 
