@@ -1,12 +1,14 @@
 """Language models: `--config=configs/lm.py:size=nano,moe=top_p[,quick=true]`.
 
 sizes  nano 0.26M, tiny 1.0M, mini 5.1M, small 30M, base 126M active non-embedding parameters
-moe    dense, top_k, top_p, hetero_top_k, hetero_top_p
+moe    dense, top_k, top_p, hetero_top_k, hetero_top_p, noisy_top_k, sigmoid_bias, fine_grained,
+       expert_choice, remoe, moe_plus_plus, hash, random, round_robin
 quick  shrinks sizes and steps only, to seconds
 
 All kinds of one size have the same active FLOPs per token at a mean activation of two experts:
 eight experts of half the dense width each (four times the parameters of the dense FFN), or HMoE's
-arithmetic widths with the same sum. What top-p models really use is measured.
+arithmetic widths with the same sum; `fine_grained` cuts them into quarters, two of them shared;
+four more experts of `moe_plus_plus` compute nothing. What is really used is measured.
 """
 
 from __future__ import annotations
@@ -17,12 +19,23 @@ from ml_collections import config_dict
 
 from moejax.config import parse_argument, to_config_dict
 from moejax.data.knobs import DataConfig
-from moejax.experts import MoeConfig, WidthPlan
+from moejax.experts import MoeConfig, WidthPlan, ZeroCompute, fine_grained
 from moejax.models import ModelConfig
 from moejax.models.attention import AttentionConfig
-from moejax.routing import LossesConfig
+from moejax.routing import LossesConfig, Router
 from moejax.routing.losses import Entropy, LoadBalance, ParameterPenalty
-from moejax.routing.routers import TopK, TopP
+from moejax.routing.routers import (
+    ExpertChoice,
+    Hash,
+    MoEPlusPlus,
+    NoisyTopK,
+    Random,
+    ReMoE,
+    RoundRobin,
+    SigmoidBias,
+    TopK,
+    TopP,
+)
 from moejax.train import Experiment
 from moejax.train.evaluate import EvaluationConfig
 from moejax.train.experiment import TrainConfig
@@ -59,41 +72,47 @@ UNITS_PER_MEAN = 16
 """Width units of an expert of mean width: HMoE's {9, 11, ..., 23} are whole numbers of them."""
 
 
-def _moe(kind: str, width: int) -> MoeConfig | None:
+def _kinds(width: int) -> dict[str, MoeConfig | None]:
+    """The MoE layer of each kind, at `width` hidden units of an expert."""
     uniform = WidthPlan(mean=width)
     arithmetic = WidthPlan(strategy="arithmetic", mean=width, unit=width // UNITS_PER_MEAN)
+    off = LoadBalance(coefficient=0.0)
+    none = LossesConfig(off)
+    top_k = MoeConfig(EXPERTS, uniform, TopK(k=ACTIVE))
+
+    def routed(router: Router, losses: LossesConfig, widths: WidthPlan = uniform) -> MoeConfig:
+        return dataclasses.replace(top_k, router=router, losses=losses, widths=widths)
+
     huang = TopP(p=0.4, inclusive=False, renormalise=False)
     hmoe = TopP(p=0.6, inclusive=True, renormalise=True)
-    no_balance = LoadBalance(coefficient=0.0)
+    penalty = ParameterPenalty(0.1)
+    v3 = LoadBalance(1e-4, "deepseek", scope="sequence")
     return {
+        "top_k": top_k,
         "dense": None,
-        "top_k": MoeConfig(EXPERTS, uniform, TopK(k=ACTIVE), losses=LossesConfig()),
-        "top_p": MoeConfig(
-            EXPERTS,
-            uniform,
-            huang,
-            losses=LossesConfig(
-                load_balance=LoadBalance(1e-2, "hmoe"), entropy=Entropy(coefficient=1e-4)
-            ),
+        "top_p": routed(huang, LossesConfig(LoadBalance(1e-2, "hmoe"), Entropy(1e-4))),
+        "hetero_top_k": routed(
+            TopK(k=ACTIVE), LossesConfig(off, parameter_penalty=penalty), arithmetic
         ),
-        "hetero_top_k": MoeConfig(
-            EXPERTS,
-            arithmetic,
-            TopK(k=ACTIVE),
-            losses=LossesConfig(no_balance, parameter_penalty=ParameterPenalty(0.1)),
+        "hetero_top_p": routed(hmoe, LossesConfig(off, Entropy(3e-2), penalty), arithmetic),
+        "noisy_top_k": routed(NoisyTopK(k=ACTIVE), LossesConfig()),
+        "sigmoid_bias": routed(SigmoidBias(k=ACTIVE), LossesConfig(v3)),
+        "fine_grained": fine_grained(top_k, m=4, shared=2),
+        "expert_choice": routed(ExpertChoice(factor=float(ACTIVE)), none),
+        "remoe": routed(ReMoE(k=ACTIVE), none),
+        "moe_plus_plus": dataclasses.replace(
+            top_k,
+            router=MoEPlusPlus(k=ACTIVE),
+            zero_compute=ZeroCompute(constant=2, copy=1, zero=1),
+            losses=LossesConfig(LoadBalance(1e-2, "moe_plus_plus", tau=0.75)),
         ),
-        "hetero_top_p": MoeConfig(
-            EXPERTS,
-            arithmetic,
-            hmoe,
-            losses=LossesConfig(
-                no_balance, entropy=Entropy(3e-2), parameter_penalty=ParameterPenalty(0.1)
-            ),
-        ),
-    }[kind]
+        "hash": routed(Hash(k=ACTIVE), none),
+        "random": routed(Random(k=ACTIVE), none),
+        "round_robin": routed(RoundRobin(k=ACTIVE), none),
+    }
 
 
-KINDS = ("top_k", "dense", "top_p", "hetero_top_k", "hetero_top_p")
+KINDS = tuple(_kinds(UNITS_PER_MEAN))
 
 
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:
@@ -129,7 +148,8 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
             num_layers=size.layers,
             ffn_width=size.ffn_width,
             attention=AttentionConfig(heads=size.heads),
-            moe=_moe(choice.moe, size.ffn_width // ACTIVE),
+            moe=_kinds(size.ffn_width // ACTIVE)[choice.moe],
+            allow_noncausal=choice.moe == "expert_choice",
         ),
         data=data,
         optimizer=OptimizerConfig(lr=size.lr),

@@ -31,9 +31,11 @@ class LayerShape:
       dense_width: hidden width of a dense FFN (0 in an MoE layer).
       widths: hidden width of each routed expert (empty in a dense layer).
       shared_width: hidden width of the shared experts together.
+      ffn_matrices: weight matrices of each FFN of the layer: 3 (gate, up, down), or 2 (up, down).
       nominal_active: routed experts per token to plan with.
       router: registered name of the router, or None.
-      router_parameters: parameters of the router.
+      router_parameters: parameters of the router and of the layer's other gates (the shared
+        expert's; MoE++'s constant experts).
       norm_parameters: norm scales of the layer.
     """
 
@@ -43,6 +45,7 @@ class LayerShape:
     dense_width: int = 0
     widths: tuple[int, ...] = ()
     shared_width: int = 0
+    ffn_matrices: int = 3
     nominal_active: float = 0.0
     router: str | None = None
     router_parameters: int = 0
@@ -112,6 +115,11 @@ def attention_parameters(d_model: int, layer: LayerShape) -> int:
     return d_model * layer.head_dim * (2 * layer.heads + 2 * layer.kv_heads)
 
 
+def unit_parameters(d_model: int, layer: LayerShape) -> int:
+    """Weights of one hidden unit of the layer's FFNs: a row of `D` numbers in each matrix."""
+    return layer.ffn_matrices * d_model
+
+
 def parameters(shape: ModelShape, active_widths: tuple[float, ...] | None = None) -> Parameters:
     """Counts of a model.
 
@@ -122,25 +130,33 @@ def parameters(shape: ModelShape, active_widths: tuple[float, ...] | None = None
     Raises:
       ValueError: the number of `active_widths` is not the number of MoE layers.
     """
-    per_unit = 3 * shape.d_model
+    d_model, layers = shape.d_model, shape.layers
     widths = _active_widths(shape, active_widths)
-    table = shape.vocab_size * shape.d_model
+    moe_layers = [layer for layer in layers if layer.widths]
+    table = shape.vocab_size * d_model
     return Parameters(
         embedding=table,
         head=0 if shape.tied_embeddings else table,
-        attention=sum(attention_parameters(shape.d_model, layer) for layer in shape.layers),
-        dense_ffn=sum(per_unit * layer.dense_width for layer in shape.layers),
-        experts=sum(per_unit * sum(layer.widths) for layer in shape.layers),
-        shared_experts=sum(per_unit * layer.shared_width for layer in shape.layers),
-        active_experts=per_unit * sum(widths),
-        router=sum(layer.router_parameters for layer in shape.layers),
-        norms=sum(layer.norm_parameters for layer in shape.layers) + shape.final_norm_parameters,
+        attention=sum(attention_parameters(d_model, layer) for layer in layers),
+        dense_ffn=sum(unit_parameters(d_model, layer) * layer.dense_width for layer in layers),
+        experts=sum(unit_parameters(d_model, layer) * sum(layer.widths) for layer in layers),
+        shared_experts=sum(
+            unit_parameters(d_model, layer) * layer.shared_width for layer in layers
+        ),
+        active_experts=sum(
+            unit_parameters(d_model, layer) * width
+            for layer, width in zip(moe_layers, widths, strict=True)
+        ),
+        router=sum(layer.router_parameters for layer in layers),
+        norms=sum(layer.norm_parameters for layer in layers) + shape.final_norm_parameters,
     )
 
 
 def flops_per_width(shape: ModelShape) -> float:
-    """Training FLOPs per token of one routed hidden unit in one layer."""
-    return 3 * 2 * 3 * shape.d_model
+    """Training FLOPs per token of one routed hidden unit in one layer (the mean over MoE layers,
+    where gated and ungated ones are mixed)."""
+    per_unit = [unit_parameters(shape.d_model, layer) for layer in shape.layers if layer.widths]
+    return 3 * 2 * (sum(per_unit) / len(per_unit) if per_unit else 3 * shape.d_model)
 
 
 def flops_per_token(

@@ -8,7 +8,8 @@ from moejax.config.counts import LayerShape
 from moejax.config.knobs import ConfigError, knob
 from moejax.config.widths import WidthPlan
 from moejax.experts.ffn import BACKENDS
-from moejax.experts.spec import ACTIVATIONS, ExpertsSpec
+from moejax.experts.spec import ACTIVATIONS, ExpertsSpec, projections
+from moejax.experts.zero_compute import ZeroCompute
 from moejax.routing.capacity import CapacityConfig
 from moejax.routing.contract import ROUTERS, Router
 from moejax.routing.losses import LossesConfig
@@ -19,7 +20,9 @@ from moejax.routing.routers import TopK
 class MoeConfig:
     """One MoE layer: a router, routed experts, shared experts, losses and bounds."""
 
-    experts: int = knob(8, low=1, unit="experts", doc="Routed experts (E).")
+    experts: int = knob(
+        8, low=1, unit="experts", doc="Routed FFN experts (E, unless `zero_compute` adds some)."
+    )
     widths: WidthPlan = WidthPlan()
     router: Router = knob(TopK(), registry=ROUTERS)
     shared_width: int = knob(
@@ -29,6 +32,10 @@ class MoeConfig:
         doc="Width of the shared expert that every token uses; several shared experts are one "
         "wide MLP (DeepSeekMoE).",
     )
+    shared_gate: bool = knob(
+        False, doc="Multiply the shared expert's output by sigmoid(w x) (Qwen2-MoE)."
+    )
+    zero_compute: ZeroCompute = ZeroCompute()
     losses: LossesConfig = LossesConfig()
     capacity: CapacityConfig = CapacityConfig()
     activation: str = knob("swiglu", choices=tuple(ACTIVATIONS), doc="Expert activation.")
@@ -42,14 +49,33 @@ class MoeConfig:
         widths = self.widths.widths(self.experts, f"{path}.widths")
         if not any(widths):
             raise ConfigError(f"{path}.widths: every expert has width 0")
-        self.router.check_experts(self.experts, f"{path}.router")
-        self.losses.check_router(self.router, f"{path}.losses")
+        if self.shared_gate and not self.shared_width:
+            raise ConfigError(
+                f"{path}.shared_gate: there is no shared expert to gate ({path}.shared_width=0); "
+                f"nearest valid value False"
+            )
+        # Only the layer knows how many there are; a router that weighs them apart must agree.
+        zero_experts = getattr(self.router, "zero_experts", 0)
+        if zero_experts not in (0, self.zero_compute.zero):
+            raise ConfigError(
+                f"{path}.router.zero_experts={zero_experts}: the layer has "
+                f"{self.zero_compute.zero} zero experts ({path}.zero_compute.zero); nearest valid "
+                f"value {self.zero_compute.zero}"
+            )
+        self.router.check_experts(self.num_experts, f"{path}.router")
+        self.losses.check_router(self.router, self.num_experts, f"{path}.losses")
+
+    @property
+    def num_experts(self) -> int:
+        """Experts that the router chooses from: FFN experts, then those that compute nothing."""
+        return self.experts + self.zero_compute.total
 
     @property
     def spec(self) -> ExpertsSpec:
-        """The static description that back ends work from."""
+        """The static description that back ends work from; experts that compute nothing come last
+        and have width 0."""
         return ExpertsSpec(
-            widths=self.widths.widths(self.experts),
+            widths=self.widths.widths(self.experts) + (0,) * self.zero_compute.total,
             unit=self.widths.unit_width,
             activation=self.activation,
             backend=self.backend,
@@ -58,11 +84,13 @@ class MoeConfig:
 
     def layer_shape(self, attention: LayerShape, d_model: int) -> LayerShape:
         """The counts' view of a transformer layer with this MoE FFN."""
+        gates = d_model * self.shared_gate + self.zero_compute.num_parameters(d_model)
         return dataclasses.replace(
             attention,
             widths=self.spec.widths,
             shared_width=self.shared_width,
-            nominal_active=self.router.nominal_active(self.experts),
+            ffn_matrices=len(projections(self.activation)),
+            nominal_active=self.router.nominal_active(self.num_experts),
             router=self.router.registered_name,  # type: ignore[attr-defined]
-            router_parameters=self.router.num_parameters(d_model, self.experts),
+            router_parameters=self.router.num_parameters(d_model, self.num_experts) + gates,
         )

@@ -32,8 +32,8 @@ def expert_ffn(
     Args:
       x_TD: `[T, D]` of the compute dtype.
       routing: who goes where (bounded by capacity already, if at all).
-      weights: `gate_NUD`, `up_NUD`, `down_NUD`, `[N, U, D]`, of the compute dtype.
-      spec: what the experts are.
+      weights: the arrays of `spec.weight_names`, `[N, U, D]`, of the compute dtype.
+      spec: what the experts are; an expert of width 0 adds nothing and is in the books as kept.
       ledger: the books so far; opened from `routing` if None.
 
     Returns:

@@ -11,12 +11,16 @@ from flax import nnx
 
 from moejax.config.compose import check
 from moejax.experts.config import MoeConfig
-from moejax.experts.dense import GatedFFN
+from moejax.experts.dense import DenseFFN
 from moejax.experts.ffn import expert_ffn
 from moejax.experts.spec import init_weights
+from moejax.experts.zero_compute import zero_compute
 from moejax.routing.contract import RouterInputs, Routing
 from moejax.routing.ledger import Ledger, open_ledger
 from moejax.routing.stats import RoutingStats, routing_stats
+
+SHARED_GATE_STD = 0.02
+"""Initial scale of the shared expert's gate (Qwen2-MoE's initializer_range)."""
 
 
 class RouterState(nnx.Variable[jax.Array]):
@@ -48,7 +52,7 @@ class MoELayer(nnx.Module):
       d_model: width of the hidden states.
       config: router, experts, widths, losses and bounds.
       rngs: source of the initial parameters (`rngs.params()`).
-      param_dtype: dtype of expert weights; router weights are always float32.
+      param_dtype: dtype of expert weights; weights of routers and gates are always float32.
       out_scale: factor on the initial scale of the down projections.
 
     Raises:
@@ -68,13 +72,13 @@ class MoELayer(nnx.Module):
         self.config = config
         self.spec = config.spec
         weights = init_weights(rngs.params(), self.spec, d_model, param_dtype, out_scale)
-        router = config.router.init(rngs.params(), d_model, config.experts)
-        state = config.router.init_state(config.experts)
+        router = config.router.init(rngs.params(), d_model, config.num_experts)
+        state = config.router.init_state(config.num_experts)
         self.experts = nnx.Dict(jax.tree.map(nnx.Param, weights))
         self.router = nnx.Dict(jax.tree.map(nnx.Param, router))
         self.router_state = nnx.Dict(jax.tree.map(RouterState, state))
         self.shared = (
-            GatedFFN(
+            DenseFFN(
                 d_model,
                 config.shared_width,
                 rngs=rngs,
@@ -85,6 +89,12 @@ class MoELayer(nnx.Module):
             if config.shared_width
             else None
         )
+        gates: dict[str, jax.Array] = {}
+        if config.zero_compute.constant:
+            gates |= config.zero_compute.init(rngs.params(), d_model, param_dtype)
+        if config.shared_gate:
+            gates["shared_D"] = SHARED_GATE_STD * jax.random.normal(rngs.params(), (d_model,))
+        self.gates = nnx.Dict(jax.tree.map(nnx.Param, gates))
 
     def __call__(
         self, x: jax.Array, inputs: RouterInputs | None = None
@@ -105,17 +115,44 @@ class MoELayer(nnx.Module):
     def forward(self, x_TD: jax.Array, inputs: RouterInputs) -> MoeOutput:
         """One call on flat tokens, with everything there is to know about it."""
         config = self.config
-        inputs = dataclasses.replace(inputs, num_experts=config.experts)
+        inputs = dataclasses.replace(inputs, num_experts=config.num_experts)
         params = nnx.to_pure_dict(nnx.state(self.router))
         state = nnx.to_pure_dict(nnx.state(self.router_state))
         routing, carry_TE = config.router(x_TD, inputs, params, state)
-        active = config.router.nominal_active(config.experts)
-        kept, ledger = config.capacity.apply(routing, open_ledger(routing), active=active)
+        kept, ledger = config.capacity.apply(
+            routing,
+            open_ledger(routing),
+            active=config.router.nominal_active(config.num_experts),
+            widths=self.spec.widths,
+            train=inputs.train,
+        )
+        y_TD, ledger = self.compute(x_TD, kept, ledger)
+        return MoeOutput(y_TD, routing, kept, ledger, carry_TE)
+
+    def compute(
+        self, x_TD: jax.Array, kept: Routing, ledger: Ledger | None = None
+    ) -> tuple[jax.Array, Ledger]:
+        """Everything behind the router: routed, zero-computation and shared experts.
+
+        Args:
+          x_TD: `[T, D]`.
+          kept: who goes where.
+          ledger: the books so far; opened from `kept` if None.
+
+        Returns:
+          `y_TD` in the dtype of `x_TD`, and the ledger.
+        """
         weights = {name: value[...].astype(x_TD.dtype) for name, value in self.experts.items()}
         y_TD, ledger = expert_ffn(x_TD, kept, weights, self.spec, ledger)
+        gates = {name: value[...] for name, value in self.gates.items()}
+        if self.config.zero_compute.total:
+            y_TD = y_TD + zero_compute(x_TD, kept, gates, self.config.zero_compute)
         if self.shared is not None:
-            y_TD = y_TD + self.shared(x_TD)
-        return MoeOutput(y_TD, routing, kept, ledger, carry_TE)
+            shared_TD = self.shared(x_TD)
+            if "shared_D" in gates:
+                shared_TD = shared_TD * shared_gate(x_TD, gates["shared_D"])
+            y_TD = y_TD + shared_TD
+        return y_TD, ledger
 
     def stats(self, out: MoeOutput, inputs: RouterInputs, num_sequences: int) -> RoutingStats:
         """Statistics of a call for losses and health; per sequence where a loss needs it."""
@@ -125,4 +162,13 @@ class MoELayer(nnx.Module):
             kept=out.kept,
             ledger=out.ledger,
             num_sequences=num_sequences if self.config.losses.per_sequence else None,
+            num_groups=self.config.losses.num_groups,
         )
+
+
+def shared_gate(x_TD: jax.Array, w_D: jax.Array) -> jax.Array:
+    """`sigmoid(x . w)` `[T, 1]` in the dtype of `x_TD`, computed in float32 or better (Qwen2-MoE:
+    how much of the shared expert a token takes)."""
+    acc = jnp.promote_types(x_TD.dtype, jnp.float32)
+    logit_T = jnp.matmul(x_TD.astype(acc), w_D.astype(acc), precision=jax.lax.Precision.HIGHEST)
+    return jax.nn.sigmoid(logit_T)[:, None].astype(x_TD.dtype)

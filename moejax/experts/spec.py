@@ -1,10 +1,11 @@
 """What a set of routed experts is: widths, storage units, activation.
 
-Storage: three arrays `[N, U, D]`, one row of `D` numbers per hidden unit, `U` hidden units per
-storage unit, `N` units in all; expert `e` owns the contiguous units `start_e : start_e + units_e`.
-A gated FFN is a sum over its hidden units, so a slice of units is itself a valid (narrower)
-expert: one layout serves equal and unequal widths, and may be split between devices by units.
-With equal experts and `U` equal to their width the arrays are the usual `[E, F, D]`.
+Storage: arrays `[N, U, D]`, one row of `D` numbers per hidden unit, `U` hidden units per storage
+unit, `N` units in all; expert `e` owns the contiguous units `start_e : start_e + units_e`. A gated
+FFN has three arrays (gate, up, down), an ungated one two (up, down). Either is a sum over its
+hidden units, so a slice of units is itself a valid (narrower) expert: one layout serves equal and
+unequal widths, and may be split between devices by units. With equal experts and `U` equal to their
+width the arrays are the usual `[E, F, D]`.
 """
 
 from __future__ import annotations
@@ -18,10 +19,28 @@ import jax.numpy as jnp
 
 Weights = dict[str, jax.Array]
 
-ACTIVATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+GATED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "swiglu": lambda gate, up: jax.nn.silu(gate) * up,
+    "geglu": lambda gate, up: jax.nn.gelu(gate) * up,
 }
-"""Gated activations `(gate, up) -> hidden`, elementwise."""
+"""Gated activations `(gate, up) -> hidden`, elementwise (Shazeer 2020; geglu: T5 1.1, ST-MoE)."""
+
+UNGATED: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "relu2": lambda up: jnp.square(jax.nn.relu(up)),
+}
+"""Activations `up -> hidden` of FFNs without a gate (relu: GShard, Switch; relu2: Primer).
+
+`gelu` is the tanh approximation, here as in `geglu`: that of T5, GPT-2 and flax."""
+
+ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {**GATED, **UNGATED}
+"""All of them; each takes one array per projection into the hidden units."""
+
+
+def projections(activation: str) -> tuple[str, ...]:
+    """The weight matrices of an FFN: those into the hidden units in order, and "down", the last."""
+    return ("gate", "up", "down") if activation in GATED else ("up", "down")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +64,11 @@ class ExpertsSpec:
     @property
     def num_experts(self) -> int:
         return len(self.widths)
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """The stored arrays, `down_NUD` last."""
+        return tuple(f"{name}_NUD" for name in projections(self.activation))
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -77,20 +101,20 @@ def init_weights(
 
     Gate and up projections have standard deviation `D**-0.5`; the down projection of an expert of
     width F has `out_scale * F**-0.5`, so that wide and narrow experts start equally loud.
-    Returns `gate_NUD`, `up_NUD`, `down_NUD`, each `[N, U, D]` of `dtype`.
+    Returns the arrays of `spec.weight_names`, each `[N, U, D]` of `dtype`.
     """
     shape = (spec.num_units, spec.unit, d_model)
     gate_key, up_key, down_key = jax.random.split(key, 3)
+    keys = {"gate_NUD": gate_key, "up_NUD": up_key, "down_NUD": down_key}
     fan_in_N = [
         width for width, units in zip(spec.widths, spec.units, strict=True) for _ in range(units)
     ]
     down_std_N11 = out_scale * jnp.asarray(fan_in_N, jnp.float32)[:, None, None] ** -0.5
-    normal = jax.random.normal
-    return {
-        "gate_NUD": (normal(gate_key, shape) * d_model**-0.5).astype(dtype),
-        "up_NUD": (normal(up_key, shape) * d_model**-0.5).astype(dtype),
-        "down_NUD": (normal(down_key, shape) * down_std_N11).astype(dtype),
-    }
+    weights = {}
+    for name in spec.weight_names:
+        std = down_std_N11 if name == "down_NUD" else d_model**-0.5
+        weights[name] = (jax.random.normal(keys[name], shape) * std).astype(dtype)
+    return weights
 
 
 def expert_rows(weight_NUD: jax.Array, spec: ExpertsSpec, expert: int) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.experts.config import MoeConfig
-from moejax.experts.dense import GatedFFN
+from moejax.experts.dense import DenseFFN
 from moejax.experts.layer import MoELayer
 from moejax.models.attention import Attention, AttentionInputs, KVCache
 from moejax.models.config import ModelConfig
@@ -73,8 +73,8 @@ class Block(nnx.Module):
             config.d_model, config.attention, norm_eps=config.norm_eps, **shared
         )
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps, param_dtype)
-        self.ffn: MoELayer | GatedFFN = (
-            GatedFFN(config.d_model, config.ffn_width, **shared)
+        self.ffn: MoELayer | DenseFFN = (
+            DenseFFN(config.d_model, config.ffn_width, activation=config.activation, **shared)
             if moe is None
             else MoELayer(config.d_model, moe, **shared)
         )

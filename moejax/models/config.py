@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from moejax.config.counts import LayerShape, ModelShape
 from moejax.config.knobs import ConfigError, knob, nearest
 from moejax.experts.config import MoeConfig
+from moejax.experts.spec import ACTIVATIONS, projections
 from moejax.models.attention import AttentionConfig
 from moejax.models.remat import POLICIES
 from moejax.models.segments import Plan
@@ -24,6 +25,11 @@ class ModelConfig:
     d_model: int = knob(64, low=2, unit="dimensions", doc="Model width (D).")
     num_layers: int = knob(4, low=1, unit="layers", doc="Transformer blocks (L).")
     ffn_width: int = knob(256, low=1, unit="hidden units", doc="Width of a dense FFN.")
+    activation: str = knob(
+        "swiglu",
+        choices=tuple(ACTIVATIONS),
+        doc="Activation of dense FFNs (MoE layers: `moe`).",
+    )
     attention: AttentionConfig = AttentionConfig()
     moe: MoeConfig | None = knob(None, doc="The MoE layer; None: every layer is dense.")
     first_dense: int = knob(0, low=0, unit="layers", doc="Leading layers that stay dense.")
@@ -34,6 +40,11 @@ class ModelConfig:
         (), doc="The FFN of every layer by name: dense, moe, or a key of moe_variants."
     )
     moe_variants: dict[str, MoeConfig] = knob({}, doc="Further MoE layers, by name, for `layers`.")
+    allow_noncausal: bool = knob(
+        False,
+        doc="Accept routing in which a token sees later ones (expert choice): its loss is not that "
+        "of a language model that generates.",
+    )
     tied_embeddings: bool = knob(False, doc="Use the embedding as output head.")
     norm_eps: float = knob(1e-6, low=0.0, low_open=True, doc="RMSNorm epsilon.")
     max_seq_len: int = knob(4096, low=1, unit="tokens", doc="Longest sequence allowed.")
@@ -77,6 +88,21 @@ class ModelConfig:
                 f"{self.moe_every} leave none of {self.num_layers}; nearest valid value: moe=None"
             )
 
+        if not self.allow_noncausal:
+            self._check_causal(path)
+
+    def _check_causal(self, path: str) -> None:
+        for moe in dict.fromkeys(self.plan()):
+            if moe is None:
+                continue
+            bounded = not moe.capacity.causal(moe.router.slots(moe.num_experts))
+            what = "the expert capacity" if bounded else "the router"
+            if bounded or not moe.router.causal:
+                raise ConfigError(
+                    f"{path}.allow_noncausal=False: {what} lets a token's routing depend on later "
+                    "tokens; nearest valid value True"
+                )
+
     def plan(self) -> Plan:
         """The FFN of every layer: an `MoeConfig`, or None for dense."""
         if self.layers:
@@ -98,10 +124,13 @@ class ModelConfig:
                 heads=attention.heads,
                 kv_heads=attention.kv_heads,
                 head_dim=attention.head_dim,
-                norm_parameters=2 * self.d_model + 2 * attention.head_dim * attention.qk_norm,
+                norm_parameters=2 * self.d_model + attention.num_vector_parameters,
             )
             if moe is None:
-                layers.append(dataclasses.replace(base, dense_width=self.ffn_width))
+                matrices = len(projections(self.activation))
+                layers.append(
+                    dataclasses.replace(base, dense_width=self.ffn_width, ffn_matrices=matrices)
+                )
             else:
                 layers.append(moe.layer_shape(base, self.d_model))
         return ModelShape(

@@ -128,7 +128,7 @@ class SegmentStack:
     def _first_carry(self, x_BSD: jax.Array) -> jax.Array | None:
         for moe in self.segment.pattern:
             if moe is not None and moe.router.carries:
-                return jnp.zeros((x_BSD.shape[0] * x_BSD.shape[1], moe.experts), jnp.float32)
+                return jnp.zeros((x_BSD.shape[0] * x_BSD.shape[1], moe.num_experts), jnp.float32)
         return None
 
     def caches(self, batch: int, capacity: int) -> Tree:

@@ -20,6 +20,7 @@ from moejax.models.cross_entropy import chunked_cross_entropy
 from moejax.models.norm import RMSNorm
 from moejax.models.segments import segments
 from moejax.models.stack import SegmentStack
+from moejax.routing.losses import SCOPES
 from moejax.routing.stats import RoutingStats
 
 Tree = dict[str, Any]
@@ -153,6 +154,7 @@ class Transformer:
         denominators: dict[str, jax.Array],
         train: bool,
         trace: bool = False,
+        defer_global: bool = False,
     ) -> tuple[jax.Array, Tree]:
         """This (micro-)batch's share of the training loss, and everything to report.
 
@@ -161,11 +163,13 @@ class Transformer:
           key: for stochastic routers; None makes them deterministic.
           denominators: of the whole batch (`denominators(batch)`).
           trace: also return `expert_LTK` and `nll_BS`.
+          defer_global: leave out the losses of scope `global` and let gradients into `layers`: the
+            caller adds `layers` over micro-batches and calls `global_losses` on the sum.
 
         Returns:
           float32 scalar, and a dict of sums that add over micro-batches: `nll`, `targets`,
           `aux` (scaled) and `aux_raw` losses by name, `layers` (RoutingStats per MoE group),
-          and `trace` on request. Balance losses have scope `micro`: they are computed on the
+          and `trace` on request. Losses of scope `micro` and `sequence` are computed on the
           statistics of the micro-batch at hand and weighted by its tokens.
         """
         tokens = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"])
@@ -180,7 +184,10 @@ class Transformer:
         )
         layers = tuple(_gather(group, outs, "stats") for group in self.groups)
         share = (batch["segment_ids"] > 0).sum(dtype=jnp.float32) / denominators["tokens"]
-        aux, aux_raw = self._auxiliary(layers, router_state, share)
+        scopes = ("micro", "sequence") if defer_global else SCOPES
+        aux, aux_raw = self._auxiliary(layers, share, scopes)
+        for name, value in self._routers_own(layers, router_state).items():
+            aux[name] = aux.get(name, jnp.zeros((), jnp.float32)) + share * value
         out: Tree = {
             "nll": nll,
             "targets": batch["loss_mask"].sum(dtype=jnp.float32),
@@ -194,10 +201,30 @@ class Transformer:
                 "nll_BS": nll_BS,
             }
         total = nll / denominators["targets"] + sum(aux.values(), jnp.zeros((), jnp.float32))
+        return total, out if defer_global else jax.lax.stop_gradient(out)
+
+    @property
+    def has_global_losses(self) -> bool:
+        """Whether some loss compares loads over all micro-batches of a step."""
+        return any(group.config.losses.coefficients("global") for group in self.groups)
+
+    def global_losses(self, out: Tree) -> tuple[jax.Array, Tree]:
+        """Losses of scope `global` from the sums of all micro-batches.
+
+        Args:
+          out: second result of `loss(..., defer_global=True)`, added over micro-batches.
+
+        Returns:
+          What to add to the loss, and `out` with these losses in `aux` and `aux_raw`; no gradient
+          flows into the latter.
+        """
+        aux, raw = self._auxiliary(out["layers"], jnp.ones((), jnp.float32), ("global",))
+        total = sum(aux.values(), jnp.zeros((), jnp.float32))
+        out = out | {"aux": out["aux"] | aux, "aux_raw": out["aux_raw"] | raw}
         return total, jax.lax.stop_gradient(out)
 
     def _auxiliary(
-        self, layers: tuple[RoutingStats, ...], router_state: Tree, share: jax.Array
+        self, layers: tuple[RoutingStats, ...], share: jax.Array, scopes: tuple[str, ...]
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Scaled and raw auxiliary losses: mean over all MoE layers, times this batch's share."""
         aux: dict[str, jax.Array] = {}
@@ -205,15 +232,26 @@ class Transformer:
         for group, stats in zip(self.groups, layers, strict=True):
             losses = group.config.losses
             weight = share * (len(group.layers) / self.num_moe_layers)
-            coefficients = losses.coefficients()
-            for name, value in losses.values(stats, group.widths).items():
+            coefficients: dict[str, float] = {}
+            for scope in scopes:
+                coefficients |= losses.coefficients(scope)
+            for name, value in losses.values(stats, group.widths, coefficients).items():
                 zero = jnp.zeros((), jnp.float32)
                 raw[name] = raw.get(name, zero) + weight * value
                 aux[name] = aux.get(name, zero) + weight * coefficients[name] * value
-            state = self._group_state(group, router_state)
-            for name, value in group.config.router.auxiliary(stats, state).items():
-                aux[name] = aux.get(name, jnp.zeros((), jnp.float32)) + weight * value
         return aux, raw
+
+    def _routers_own(
+        self, layers: tuple[RoutingStats, ...], router_state: Tree
+    ) -> dict[str, jax.Array]:
+        """Losses that routers bring themselves, scaled, mean over all MoE layers."""
+        found: dict[str, jax.Array] = {}
+        for group, stats in zip(self.groups, layers, strict=True):
+            state = self._group_state(group, router_state)
+            weight = len(group.layers) / self.num_moe_layers
+            for name, value in group.config.router.auxiliary(stats, state).items():
+                found[name] = found.get(name, jnp.zeros((), jnp.float32)) + weight * value
+        return found
 
     def update_router_state(self, router_state: Tree, out: Tree) -> Tree:
         """Router state after one optimiser step; `out` are the sums of the whole batch."""

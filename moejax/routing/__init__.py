@@ -2,7 +2,7 @@
 
 from moejax.routing import routers as routers
 from moejax.routing.capacity import CapacityConfig
-from moejax.routing.contract import ROUTERS, Router, RouterInputs, Routing
+from moejax.routing.contract import ROUTERS, Card, Router, RouterInputs, Routing
 from moejax.routing.health import health
 from moejax.routing.ledger import CAUSES, Ledger, open_ledger
 from moejax.routing.linear import LinearRouter, Selection
@@ -13,6 +13,7 @@ __all__ = [
     "CAUSES",
     "ROUTERS",
     "CapacityConfig",
+    "Card",
     "Ledger",
     "LinearRouter",
     "LossesConfig",

@@ -17,6 +17,9 @@ from moejax.config.knobs import knob
 from moejax.routing.contract import Routing
 from moejax.routing.ledger import Ledger
 
+CONVENTIONS = ("with_k", "without_k", "moe_plus_plus")
+PRIORITIES = ("position", "confidence")
+
 
 @dataclasses.dataclass(frozen=True)
 class CapacityConfig:
@@ -25,10 +28,28 @@ class CapacityConfig:
     factor: float = knob(
         0.0, low=0.0, unit="x balanced load", doc="Expert capacity factor; 0: no capacity."
     )
-    count_slots: bool = knob(
-        True,
-        doc="True: capacity = ceil(T*K/E * factor) (Megatron). False: without K, "
-        "round(T/E * factor) (flaxformer). Same name, different budget.",
+    eval_factor: float = knob(
+        0.0, low=0.0, unit="x balanced load", doc="Factor when not training; 0: as `factor`."
+    )
+    convention: str = knob(
+        "with_k",
+        choices=CONVENTIONS,
+        doc="with_k: ceil(T*K/E * factor) (Megatron). without_k: round(T/E * factor) "
+        "(flaxformer). moe_plus_plus: an expert that computes nothing gets 1/tau of the "
+        "capacity of an FFN expert. Same name, different budgets.",
+    )
+    tau: float = knob(
+        0.75,
+        low=0.0,
+        low_open=True,
+        doc="Capacity of an FFN expert over that of a zero-computation expert, for the convention "
+        "moe_plus_plus.",
+    )
+    priority: str = knob(
+        "position",
+        choices=PRIORITIES,
+        doc="Who is served first: position: earlier tokens. confidence: tokens with the largest "
+        "score (batch prioritised routing, V-MoE; not causal).",
     )
     minimum: int = knob(0, low=0, unit="assignments", doc="Least capacity (flaxformer: 4).")
     row_budget: float = knob(
@@ -38,51 +59,108 @@ class CapacityConfig:
         doc="Most assignments of the batch, per token, on average; 0: no budget.",
     )
 
-    def expert_capacity(self, num_tokens: int, active: float, num_experts: int) -> int | None:
-        """Assignments an expert may hold (methods H.1), or None when unbounded.
+    def causal(self, slots: int) -> bool:
+        """Whether what is dropped of a token depends on no later token.
 
-        `active` is K: the experts that a token is planned to use (`Router.nominal_active`).
+        With more than one slot it does whatever the priority: a later token's first choice is
+        served before an earlier token's second."""
+        bounded = self.factor > 0 or self.eval_factor > 0 or self.row_budget > 0
+        return not bounded or (self.priority == "position" and slots == 1)
+
+    def expert_capacity(
+        self, num_tokens: int, active: float, widths: tuple[int, ...], *, train: bool = True
+    ) -> tuple[int, ...] | None:
+        """Assignments that each expert may hold (methods H.1, H.6), or None when unbounded.
+
+        Args:
+          active: K, the experts that a token is planned to use (`Router.nominal_active`).
+          widths: hidden width of each expert; 0 is a zero-computation expert.
+          train: False uses `eval_factor`.
         """
-        if self.factor == 0.0:
+        factor = self.factor if train else (self.eval_factor or self.factor)
+        if factor == 0.0:
             return None
-        if self.count_slots:
-            capacity = math.ceil(num_tokens * active / num_experts * self.factor)
-        else:
-            capacity = round(num_tokens / num_experts * self.factor)
-        return max(capacity, self.minimum)
+        num_experts = len(widths)
+        if self.convention == "without_k":
+            shares = [num_tokens / num_experts] * num_experts
+            return tuple(max(round(share * factor), self.minimum) for share in shares)
+        shares = [num_tokens * active / num_experts] * num_experts
+        if self.convention == "moe_plus_plus":
+            weights = [self.tau if width else 1.0 for width in widths]
+            shares = [num_tokens * active * weight / sum(weights) for weight in weights]
+        # 110.00000000000001 assignments are 110.
+        whole = [math.ceil(round(share * factor, 6)) for share in shares]
+        return tuple(max(capacity, self.minimum) for capacity in whole)
 
-    def apply(self, routing: Routing, ledger: Ledger, *, active: float) -> tuple[Routing, Ledger]:
-        """Capacity first, then the row budget; what they turn away goes into the ledger."""
+    def apply(
+        self,
+        routing: Routing,
+        ledger: Ledger,
+        *,
+        active: float,
+        widths: tuple[int, ...] | None = None,
+        train: bool = True,
+    ) -> tuple[Routing, Ledger]:
+        """Capacity first, then the row budget; what they turn away goes into the ledger.
+
+        Arguments as `expert_capacity`; without `widths` all experts are alike.
+        """
         num_tokens = routing.expert_TK.shape[0]
-        capacity = self.expert_capacity(num_tokens, active, routing.num_experts)
+        widths = widths or (1,) * routing.num_experts
+        capacity = self.expert_capacity(num_tokens, active, widths, train=train)
         if capacity is not None:
-            routing, dropped = limit_expert_rows(routing, capacity)
+            routing, dropped = limit_expert_rows(routing, capacity, priority=self.priority)
             ledger = ledger.drop("capacity", dropped)
         if self.row_budget > 0.0:
-            routing, dropped = limit_rows(routing, math.ceil(self.row_budget * num_tokens))
+            budget = math.ceil(self.row_budget * num_tokens)
+            routing, dropped = limit_rows(routing, budget, priority=self.priority)
             ledger = ledger.drop("row_budget", dropped)
         return routing, ledger
 
 
-def limit_expert_rows(routing: Routing, capacity: int) -> tuple[Routing, jax.Array]:
+def limit_expert_rows(
+    routing: Routing, capacity: int | tuple[int, ...], *, priority: str = "position"
+) -> tuple[Routing, jax.Array]:
     """Keeps the first `capacity` assignments of each expert, slot-major.
 
     Slot-major (GShard, flaxformer): every token's first choice is served before any token's
-    second choice, and within a slot earlier tokens come first.
+    second choice, and within a slot tokens come in order of `priority`.
+
+    Args:
+      capacity: one bound for all experts, or one for each.
 
     Returns:
       The bounded routing and the int32 number of assignments dropped.
     """
-    expert_N = routing.expert_TK.T.reshape(-1)
-    keep_N = rank_in_expert(expert_N, routing.num_experts) < capacity
-    return _keep(routing, keep_N, routing.num_experts * capacity)
+    if isinstance(capacity, int):
+        capacity = (capacity,) * routing.num_experts
+    order_T = _priority_order(routing, priority)
+    expert_N = _in_order(routing.expert_TK, order_T).T.reshape(-1)
+    bound_E = jnp.asarray((*capacity, 0), jnp.int32)  # nobody waits for the sentinel
+    keep_N = rank_in_expert(expert_N, routing.num_experts) < bound_E[expert_N]
+    return _keep(routing, keep_N, order_T, sum(capacity))
 
 
-def limit_rows(routing: Routing, budget: int) -> tuple[Routing, jax.Array]:
+def limit_rows(
+    routing: Routing, budget: int, *, priority: str = "position"
+) -> tuple[Routing, jax.Array]:
     """Keeps the first `budget` assignments of the batch, slot-major (see `limit_expert_rows`)."""
-    filled_N = routing.filled_TK.T.reshape(-1)
+    order_T = _priority_order(routing, priority)
+    filled_N = _in_order(routing.filled_TK, order_T).T.reshape(-1)
     keep_N = jnp.cumsum(filled_N.astype(jnp.int32)) <= budget
-    return _keep(routing, keep_N, budget)
+    return _keep(routing, keep_N, order_T, budget)
+
+
+def _priority_order(routing: Routing, priority: str) -> jax.Array | None:
+    """int32 `[T]`: tokens in the order in which they are served; None: as they stand."""
+    if priority == "position":
+        return None
+    score_TN = routing.weight_TK if routing.scores_TE is None else routing.scores_TE
+    return jnp.argsort(-jax.lax.stop_gradient(score_TN).max(-1), stable=True).astype(jnp.int32)
+
+
+def _in_order(array_TK: jax.Array, order_T: jax.Array | None) -> jax.Array:
+    return array_TK if order_T is None else array_TK[order_T]
 
 
 def rank_in_expert(expert_N: jax.Array, num_experts: int) -> jax.Array:
@@ -94,10 +172,15 @@ def rank_in_expert(expert_N: jax.Array, num_experts: int) -> jax.Array:
     return jnp.zeros_like(rank_sorted_N).at[order_N].set(rank_sorted_N, unique_indices=True)
 
 
-def _keep(routing: Routing, keep_N: jax.Array, max_rows: int) -> tuple[Routing, jax.Array]:
+def _keep(
+    routing: Routing, keep_N: jax.Array, order_T: jax.Array | None, max_rows: int
+) -> tuple[Routing, jax.Array]:
     num_tokens, slots = routing.expert_TK.shape
     filled_TK = routing.filled_TK
-    keep_TK = filled_TK & keep_N.reshape(slots, num_tokens).T
+    served_TK = keep_N.reshape(slots, num_tokens).T
+    if order_T is not None:
+        served_TK = jnp.zeros_like(served_TK).at[order_T].set(served_TK, unique_indices=True)
+    keep_TK = filled_TK & served_TK
     bounded = dataclasses.replace(
         routing,
         expert_TK=jnp.where(keep_TK, routing.expert_TK, routing.num_experts),

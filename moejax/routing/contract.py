@@ -26,6 +26,30 @@ Params = dict[str, Any]
 State = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What the table of routers in docs/routers.md says about a router.
+
+    Attributes:
+      proposed: who, when, where: "Huang et al. 2024, arXiv 2403.07652".
+      rule: which experts a token uses, in a few words.
+      weights: what their outputs are combined with.
+      losses: fields of `LossesConfig` that go with it; `own`: its `auxiliary`.
+    """
+
+    proposed: str = ""
+    rule: str = ""
+    weights: str = ""
+    losses: tuple[str, ...] = ()
+
+
+def normalised(score_TN: jax.Array) -> jax.Array:
+    """Non-negative rows divided by their sum. Rows that sum to less than 1e-18 stay as they are,
+    next to zero: the square of a smaller sum, which the gradient divides by, is 0 in float32."""
+    total_T1 = score_TN.sum(-1, keepdims=True)
+    return score_TN / jnp.where(total_T1 > 1e-18, total_T1, 1.0)
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["expert_TK", "weight_TK", "requested_T", "scores_TE", "logits_TE"],
@@ -81,8 +105,7 @@ class Routing:
         """
         if self.scores_TE is None:
             raise ValueError("this routing has no scores (its router is hash-like)")
-        total_T1 = self.scores_TE.sum(-1, keepdims=True)
-        return self.scores_TE / jnp.where(total_T1 > 0, total_T1, 1.0)
+        return normalised(self.scores_TE)
 
     def combine_TE(self) -> jax.Array:
         """`[T, E]` combine weight of every token for every expert (0 where not routed)."""
@@ -120,6 +143,11 @@ class RouterInputs:
     train: bool = False
     num_experts: int = 0
 
+    @property
+    def noisy(self) -> bool:
+        """Whether noise acts: while training, with a key to draw it from."""
+        return self.train and self.key is not None
+
     @staticmethod
     def of(num_tokens: int, **fields: Any) -> RouterInputs:
         """Inputs for `num_tokens` real tokens: the default of a layer used outside a model."""
@@ -133,16 +161,20 @@ class Router:
 
     A router owns no arrays: `init` makes its parameters, `init_state` its non-learned state, and
     `__call__` is pure. Register a subclass with `@ROUTERS.register("name")` and it is available
-    to every config as `model.moe.router.name`.
+    to every config as `model.moe.router.name`. Whatever it declares below is held against it by
+    the battery in tests/support/router_battery.py: a declared False must be seen to be false.
     """
 
+    card: ClassVar[Card] = Card()
+    """Its row in docs/routers.md."""
     causal: ClassVar[bool] = True
     """A token's routing depends on no later token of its sequence."""
     token_equivariant: ClassVar[bool] = True
     """Permuting the tokens (with their inputs) permutes the routing and changes nothing else."""
     expert_equivariant: ClassVar[bool] = True
-    """Permuting the router's expert columns permutes the experts and changes nothing else
-    (ties aside)."""
+    """Permuting the expert axis of parameters, state and carry permutes the experts and changes
+    nothing else (ties and noise aside; where a rule has groups or kinds of experts: whole groups,
+    and experts of one group or kind)."""
     has_scores: ClassVar[bool] = True
     has_logits: ClassVar[bool] = True
     carries: ClassVar[bool] = False
@@ -160,12 +192,20 @@ class Router:
         """Experts per token to plan with, before anything was measured."""
         return float(self.slots(num_experts))
 
+    def weight_sum(self) -> tuple[float, float]:
+        """Least and greatest sum of the combine weights of a token that uses an expert (scores
+        that all underflow to 0 excepted). The default declares nothing."""
+        return 0.0, float("inf")
+
     def check_experts(self, num_experts: int, path: str) -> None:
         """Raises ConfigError when this rule cannot serve `num_experts` experts."""
-        if self.slots(num_experts) > num_experts:
+        slots = self.slots(num_experts)
+        if slots > num_experts:
+            # By convention the knob that sets the number of slots is called k.
+            where = f"{path}.k" if getattr(self, "k", None) == slots else path
             raise ConfigError(
-                f"{path}: asks for {self.slots(num_experts)} experts per token but there are "
-                f"{num_experts}; nearest valid value {num_experts}"
+                f"{where}: asks for {slots} experts per token but there are {num_experts}; "
+                f"nearest valid value {num_experts}"
             )
 
     def init(self, key: jax.Array, d_model: int, num_experts: int) -> Params:
@@ -204,7 +244,12 @@ class Router:
     def __call__(
         self, x_TD: jax.Array, inputs: RouterInputs, params: Params, state: State
     ) -> tuple[Routing, jax.Array | None]:
-        """Routes the tokens. Returns the routing and the carry for the next MoE layer."""
+        """Routes the tokens.
+
+        Returns:
+          The routing, and the carry for the next MoE layer: `inputs.carry_TE` as it came unless
+          the router `carries`.
+        """
         raise TypeError(f"{type(self).__name__} does not route")
 
     def routing(

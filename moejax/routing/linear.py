@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.knobs import knob
-from moejax.routing.contract import Params, Router, RouterInputs, Routing, State
+from moejax.routing import noise
+from moejax.routing.contract import Params, Router, RouterInputs, Routing, State, normalised
 
 
 class Selection(NamedTuple):
@@ -28,7 +29,7 @@ class Selection(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LinearRouter(Router):
-    """`scores = softmax(x @ w)`, then `select`. Override `select` (and `score` if needed).
+    """`scores = softmax(x @ w)`, then `select`. Override `select` (`score` and `logits` if needed).
 
     The weights are drawn from a normal of standard deviation `init_std` (DeepSeekMoE 0.006,
     OLMoE 0.02): small, so that routing starts near uniform.
@@ -37,6 +38,13 @@ class LinearRouter(Router):
     init_std: float = knob(
         0.02, low=0.0, unit="standard deviation", doc="Initial scale of the router's weights."
     )
+    jitter: float = knob(
+        0.0,
+        low=0.0,
+        high=1.0,
+        doc="While training, multiply every input of the router by U(1 - jitter, 1 + jitter) "
+        "(Switch 1e-2).",
+    )
 
     def init(self, key: jax.Array, d_model: int, num_experts: int) -> Params:
         """`w_DE` float32 `[D, E]`."""
@@ -44,6 +52,18 @@ class LinearRouter(Router):
 
     def num_parameters(self, d_model: int, num_experts: int) -> int:
         return d_model * num_experts
+
+    def logits(self, x_TD: jax.Array, inputs: RouterInputs, params: Params) -> jax.Array:
+        """Router logits `[T, E]`, float32."""
+        return linear_logits(self.jittered(x_TD, inputs), params["w_DE"])
+
+    def jittered(self, x_TD: jax.Array, inputs: RouterInputs) -> jax.Array:
+        """float32 `[T, D]`: the hidden states as the router sees them."""
+        x_TD = x_TD.astype(jnp.float32)
+        if self.jitter == 0.0 or not inputs.noisy:
+            return x_TD
+        draw_TD = noise.uniform(inputs, x_TD.shape[-1], noise.JITTER)
+        return x_TD * (1.0 + self.jitter * (2.0 * draw_TD - 1.0))
 
     def score(self, logits_TE: jax.Array) -> jax.Array:
         """Non-negative scores of float32 logits; softmax over the routed experts."""
@@ -56,7 +76,7 @@ class LinearRouter(Router):
     def __call__(
         self, x_TD: jax.Array, inputs: RouterInputs, params: Params, state: State
     ) -> tuple[Routing, jax.Array | None]:
-        logits_TE = linear_logits(x_TD, params["w_DE"])
+        logits_TE = self.logits(x_TD, inputs, params)
         scores_TE = self.score(logits_TE)
         selection = self.select(scores_TE, state)
         routing = self.routing(
@@ -81,6 +101,4 @@ def linear_logits(x_TD: jax.Array, w_DE: jax.Array) -> jax.Array:
 
 def renormalised(weight_TK: jax.Array, filled_TK: jax.Array) -> jax.Array:
     """Weights divided by their sum over the filled slots, `[T, K]`; rows of zeros stay zero."""
-    weight_TK = jnp.where(filled_TK, weight_TK, 0.0)
-    total_T1 = weight_TK.sum(-1, keepdims=True)
-    return weight_TK / jnp.where(total_T1 > 0, total_T1, 1.0)
+    return normalised(jnp.where(filled_TK, weight_TK, 0.0))

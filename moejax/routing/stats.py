@@ -30,6 +30,8 @@ class RoutingStats:
       entropy: float32 `[...]`, sum of `-sum_e P log P` in nats; carries gradient. None if none.
       z: float32 `[...]`, sum of `logsumexp(logits)^2`; carries gradient. None if no logits.
       count_BE, prob_BE, tokens_B: the same per sequence, or None unless a loss asks for them.
+      sent_G, sent_BG: int32 `[..., G]`, `[..., B, G]`, tokens with an expert in each group of
+        experts (device), or None unless a loss asks for them.
     """
 
     tokens: jax.Array
@@ -43,6 +45,8 @@ class RoutingStats:
     count_BE: jax.Array | None = None
     prob_BE: jax.Array | None = None
     tokens_B: jax.Array | None = None
+    sent_G: jax.Array | None = None
+    sent_BG: jax.Array | None = None
 
 
 def routing_stats(
@@ -52,6 +56,7 @@ def routing_stats(
     kept: Routing | None = None,
     ledger: Ledger | None = None,
     num_sequences: int | None = None,
+    num_groups: int | None = None,
 ) -> RoutingStats:
     """Condenses a routing. Padding never counts.
 
@@ -60,6 +65,8 @@ def routing_stats(
       kept: what is left of it after capacity and budgets (default: all of it).
       ledger: the matching books (default: opened from `routing`).
       num_sequences: also keep sums per sequence, by `inputs.sequence_T` in `[0, num_sequences)`.
+      num_groups: also count the tokens that have an expert in each of `G` equal groups of
+        neighbouring experts (a divisor of the number of experts).
 
     Raises:
       ValueError: `num_sequences` without `inputs.sequence_T`.
@@ -68,7 +75,8 @@ def routing_stats(
     if num_sequences is not None and sequence_T is None:
         raise ValueError("statistics per sequence need inputs.sequence_T")
     count_E = routing.count_E
-    score_E = prob_E = entropy = z = count_BE = prob_BE = tokens_B = None
+    score_E = prob_E = entropy = z = None
+    count_BE = prob_BE = tokens_B = sent_G = sent_BG = None
     if routing.scores_TE is not None:
         score_E = jnp.where(valid_T[:, None], routing.scores_TE, 0.0).sum(0)
         prob_TE = jnp.where(valid_T[:, None], routing.probs_TE, 0.0)
@@ -88,6 +96,11 @@ def routing_stats(
             .add(1, mode="drop")
         )
         tokens_B = jax.ops.segment_sum(valid_T.astype(jnp.int32), sequence_T, num_sequences)
+    if num_groups is not None:
+        sent_TG = _sent_to(routing, num_groups)
+        sent_G = sent_TG.sum(0, dtype=jnp.int32)
+        if num_sequences is not None and sequence_T is not None:
+            sent_BG = jax.ops.segment_sum(sent_TG.astype(jnp.int32), sequence_T, num_sequences)
     return RoutingStats(
         tokens=valid_T.sum(dtype=jnp.int32),
         count_E=count_E,
@@ -100,7 +113,15 @@ def routing_stats(
         count_BE=count_BE,
         prob_BE=prob_BE,
         tokens_B=tokens_B,
+        sent_G=sent_G,
+        sent_BG=sent_BG,
     )
+
+
+def _sent_to(routing: Routing, num_groups: int) -> jax.Array:
+    """bool `[T, G]`: the groups of neighbouring experts in which a token has an expert."""
+    group_TK = routing.expert_TK // (routing.num_experts // num_groups)  # sentinel: group G
+    return (group_TK[..., None] == jnp.arange(num_groups)).any(1)
 
 
 def token_entropy(prob_TE: jax.Array) -> jax.Array:

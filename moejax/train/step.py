@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,8 @@ def make_train_step(
     """A jittable `(state, batch of [B, S] arrays) -> (state, metrics)`; donate the state.
 
     Gradients of `accumulate` micro-batches add: the denominators are those of the whole batch, so
-    a micro-batch with less text weighs less. A step whose loss or gradient norm is not finite
+    a micro-batch with less text weighs less. Losses of scope `global` cost a second forward pass
+    then. A step whose loss or gradient norm is not finite
     returns the state that it was given, with `finite` False in its metrics; the host finds out one
     step later, and a bad update never exists.
 
@@ -43,15 +45,28 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         denominators = model.denominators(batch)
 
-        def loss_fn(trainable: Tree, micro: Batch, key: jax.Array) -> tuple[jax.Array, Any]:
+        def loss_fn(
+            trainable: Tree, micro: Batch, key: jax.Array, **options: bool
+        ) -> tuple[jax.Array, Any]:
             params = merge(trainable, state.frozen)
             return model.loss(
-                params, state.router_state, micro, key, denominators=denominators, train=True
+                params,
+                state.router_state,
+                micro,
+                key,
+                denominators=denominators,
+                train=True,
+                **options,
             )
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         if accumulate == 1:
             (loss, out), grads = gradient(state.trainable, batch, key)
+        elif model.has_global_losses:
+            deferred = functools.partial(loss_fn, defer_global=True)
+            loss, out, grads = _accumulated_globally(
+                deferred, model.global_losses, state.trainable, batch, key, accumulate
+            )
         else:
             loss, out, grads = _accumulated(gradient, state.trainable, batch, key, accumulate)
 
@@ -101,6 +116,43 @@ def _accumulated(
 
     (loss, out, grads), _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), micros))
     return loss, out, jax.tree.map(lambda g, leaf: g.astype(leaf.dtype), grads, grad_shape)
+
+
+def _accumulated_globally(
+    loss_fn: Callable[..., Any],
+    global_losses: Callable[[Any], Any],
+    trainable: Tree,
+    batch: Batch,
+    key: jax.Array,
+    accumulate: int,
+) -> tuple[jax.Array, Any, Tree]:
+    """As `_accumulated`, with losses that are products of sums over all micro-batches.
+
+    Their gradient needs every micro-batch's statistics before the first backward pass, so all go
+    forward first, keeping nothing but sums, and forward again one by one in the backward pass.
+    """
+    micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], micros)
+    shapes = jax.eval_shape(loss_fn, trainable, first, key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    # Gradients add up in float32 or wider: the cast inside the loop is where they meet.
+    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), trainable)
+
+    def whole(wide: Tree) -> tuple[jax.Array, Any]:
+        @jax.checkpoint
+        def one(wide: Tree, index: jax.Array, micro: Batch) -> Any:
+            narrow = jax.tree.map(lambda w, x: w.astype(x.dtype), wide, trainable)
+            return loss_fn(narrow, micro, jax.random.fold_in(key, index))
+
+        def body(carry: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, one(wide, *item)), None
+
+        (loss, out), _ = jax.lax.scan(body, zeros, (jnp.arange(accumulate), micros))
+        extra, out = global_losses(out)
+        return loss + extra, out
+
+    (loss, out), grads = jax.value_and_grad(whole, has_aux=True)(wide)
+    return loss, out, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable)
 
 
 def make_eval_step(model: Any) -> Callable[[Tree, Tree, Batch], Any]:

@@ -137,6 +137,32 @@ def test_measured_widths_change_what_is_active_and_nothing_else():
     assert parameters(SMALL, (0.0,)).active_experts == 0
 
 
+def test_an_ffn_without_a_gate_has_two_matrices():
+    dense, moe = SMALL.layers
+    ungated = dataclasses.replace(SMALL, layers=(dense, dataclasses.replace(moe, ffn_matrices=2)))
+    gated, counts = parameters(SMALL), parameters(ungated)
+    assert counts.dense_ffn == gated.dense_ffn  # the other layer still has its gate
+    assert counts.experts == 2 * 4 * (2 + 6) and counts.shared_experts == 2 * 4 * 3
+    assert counts.active_experts == 2 * 4 * 4
+    assert gated.active - counts.active == 4 * (4 + 3)
+    saved = 3 * 2 * 4 * (4 + 3)
+    assert flops_per_token(SMALL, 6) - flops_per_token(ungated, 6) == saved
+    assert flops_per_width(ungated) == 3 * 2 * 2 * 4
+    both = dataclasses.replace(ungated, layers=(*ungated.layers, moe))
+    assert flops_per_width(both) == 3 * 2 * 2.5 * 4
+    measured = parameters(both, (3.0, 5.0))  # each layer's width at its own price
+    assert measured.active_experts == 2 * 4 * 3 + 3 * 4 * 5
+    without_moe = dataclasses.replace(SMALL, layers=(dense,))
+    assert flops_per_width(without_moe) == flops_per_width(SMALL)
+
+
+def test_experts_of_width_zero_lower_the_width_to_plan_with():
+    """MoE++: two of 2 + 2 experts, half of which compute nothing, cost one expert."""
+    layer = dataclasses.replace(SMALL.layers[1], widths=(4, 4, 0, 0), nominal_active=2.0)
+    assert layer.nominal_active_width == 4
+    assert parameters(dataclasses.replace(SMALL, layers=(layer,))).experts == 3 * 4 * 8
+
+
 @pytest.mark.parametrize("widths", [(), (1.0, 2.0)])
 def test_one_active_width_per_moe_layer_is_demanded(widths):
     with pytest.raises(ValueError, match=f"{len(widths)} active widths for 1 MoE layers"):

@@ -1,10 +1,12 @@
-"""Documents as data: their code blocks, their knob tables, and how to bring both up to date.
+"""Documents as data: their code blocks, their generated tables, and how to bring both up to date.
 
     python tests/docs/documents.py README.md docs/*.md
 
-rewrites every knob table and every printed output in place; the tests compare and rewrite nothing.
+rewrites every generated table and every printed output in place; the tests compare and rewrite
+nothing.
 
-A document marks a knob table by `<!-- knobs: moejax.routing.routers.TopP -->` on the line above it.
+A document marks a knob table by `<!-- knobs: moejax.routing.routers.TopP -->` on the line above it,
+the table of all routers by `<!-- routers -->`.
 A `text` block right after a `python` block is what that block prints. A `python` block that starts
 with `# NAME.py` is a file of the reader's; later blocks of the document may import it.
 """
@@ -26,6 +28,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _KNOBS = re.compile(r"^<!-- knobs: ([\w.]+) -->\n((?:\|.*\n)*)", re.MULTILINE)
+_ROUTERS = re.compile(r"^<!-- routers -->\n((?:\|.*\n)*)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,47 @@ def knob_table(dotted: str) -> str:
     return "\n".join(rows) + "\n"
 
 
+def router_tables(text: str) -> list[str]:
+    """The marked tables of all routers in a document, as they are."""
+    return [m[1] for m in _ROUTERS.finditer(text)]
+
+
+def router_table() -> str:
+    """The table of moejax's own routers as it should be: what their classes and cards say."""
+    from moejax.routing import ROUTERS
+
+    head = ("`router.name`", "proposed by", "rule", "combine weights", "causal", "slots", "losses")
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for name in ROUTERS.names():
+        cls = ROUTERS.get(name)
+        if not cls.__module__.startswith("moejax."):
+            continue
+        file = f"{cls.__module__.replace('.', '/')}.py"
+        who = re.sub(r"arXiv (\d+\.\d+)", r"[\1](https://arxiv.org/abs/\1)", cls.card.proposed)
+        own = "its own, self-adjusting"
+        losses = [own if loss == "own" else f"`{loss}`" for loss in cls.card.losses]
+        cells = (
+            f"[`{name}`](../{file})",
+            who,
+            cls.card.rule,
+            cls.card.weights,
+            "yes" if cls.causal else "no",
+            _slots(cls()),
+            ", ".join(losses) or "none",
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _slots(router: Any) -> str:
+    """Static slots of a token, and how many of them are filled where the batch decides that."""
+    slots = "`k`" if router.slots(64) != 64 else "E"
+    tokens, experts = 1024, 64
+    rows = router.max_rows(tokens, experts) / tokens
+    fewer = f", {rows:g} filled on average" if rows < router.slots(experts) else ""
+    return slots + fewer
+
+
 def _valid(meta: Any) -> str:
     if meta.choices is not None:
         return ", ".join(f"`{choice}`" for choice in meta.choices)
@@ -133,9 +177,10 @@ def _sentence(cls: type) -> str:
 
 
 def rewrite(path: Path) -> bool:
-    """Brings knob tables and printed outputs up to date; returns whether anything changed."""
+    """Brings tables and printed outputs up to date; returns whether anything changed."""
     before = path.read_text()
     text = _KNOBS.sub(lambda m: f"<!-- knobs: {m[1]} -->\n{knob_table(m[1])}", before)
+    text = _ROUTERS.sub(lambda m: f"<!-- routers -->\n{router_table()}", text)
     path.write_text(text)
     with tempfile.TemporaryDirectory() as directory:
         sys.path.insert(0, directory)
@@ -149,6 +194,6 @@ def rewrite(path: Path) -> bool:
 if __name__ == "__main__":
     os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    sys.path.insert(0, str(REPOSITORY))
+    sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests/support")]
     for name in sys.argv[1:]:
         print(name, "rewritten" if rewrite(Path(name)) else "is up to date")

@@ -152,12 +152,10 @@ def test_overrides_are_keys_of_the_config(path):
 
 def test_every_choice_is_in_the_docs():
     where = {
+        "routers": [
+            name for name in ROUTERS.names() if ROUTERS.get(name).__module__.startswith("moejax")
+        ],
         "routing": [
-            *(
-                name
-                for name in ROUTERS.names()
-                if ROUTERS.get(name).__module__.startswith("moejax")
-            ),
             *CONVENTIONS,
             *CAUSES,
             *(field.name for field in dataclasses.fields(LossesConfig)),

@@ -1,6 +1,7 @@
 """The MoE layer as an ordinary `nnx.Module`, on one device and on eight."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,19 @@ from ffn_battery import agree
 from flax import nnx
 from hand_routing import hand_routing
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from sketch_routers import ExpertChoice, GatingResidual, ReLU, SigmoidBias
 
 from moejax.config import ConfigError
+from moejax.config.counts import LayerShape, ModelShape, parameters
 from moejax.config.widths import WidthPlan
-from moejax.experts import GatedFFN, MoeConfig, MoELayer, RouterState
+from moejax.experts import DenseFFN, MoeConfig, MoELayer, RouterState, ZeroCompute
+from moejax.experts.spec import ACTIVATIONS, GATED, projections
 from moejax.routing import CapacityConfig, LossesConfig, RouterInputs
 from moejax.routing.losses import LoadBalance
-from moejax.routing.routers import TopK, TopP
+from moejax.routing.routers import ExpertChoice, MoEPlusPlus, ReMoE, SigmoidBias, TopK, TopP
 
 D = 16
 HETERO = WidthPlan("arithmetic", mean=16, unit=1)
+ATTENTION = LayerShape(heads=0, kv_heads=0, head_dim=8)
 
 
 def make(**kwargs):
@@ -39,6 +42,12 @@ def forward(layer, x, inputs):
     return layer.forward(x, inputs)
 
 
+@functools.partial(jax.jit, static_argnames="num_sequences")
+def measured(layer, x, inputs, num_sequences=1):
+    out = layer.forward(x, inputs)
+    return out, layer.stats(out, inputs, num_sequences)
+
+
 @pytest.mark.parametrize("backend", ["loop", "tiles", "auto"])
 def test_call_returns_output_routing_and_ledger(backend):
     layer = make(router=TopP(p=0.3), widths=HETERO, backend=backend)
@@ -49,49 +58,74 @@ def test_call_returns_output_routing_and_ledger(backend):
     assert bool(ledger.balanced) and int(ledger.kept) == int(routing.filled_TK.sum())
 
 
-def test_one_expert_is_a_dense_ffn():
-    layer = make(experts=1, router=TopK(k=1))
-    dense = GatedFFN(D, 16, rngs=nnx.Rngs(1))
-    for mine, theirs in (("gate", "gate_FD"), ("up", "up_FD"), ("down", "down_FD")):
-        layer.experts[f"{mine}_NUD"][...] = getattr(dense, theirs)[...][None]
+@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
+def test_one_expert_is_a_dense_ffn(activation):
+    layer = make(experts=1, router=TopK(k=1), activation=activation)
+    dense = DenseFFN(D, 16, rngs=nnx.Rngs(1), activation=activation)
+    names = projections(activation)
+    assert set(layer.experts) == {f"{name}_NUD" for name in names}
+    assert set(nnx.to_pure_dict(nnx.state(dense))) == {f"{name}_FD" for name in names}
+    for name in names:
+        layer.experts[f"{name}_NUD"][...] = getattr(dense, f"{name}_FD")[...][None]
     x = jax.random.normal(jax.random.key(0), (7, D))
-    agree("dense", call(layer, x)[0], dense(x), 1e-5)
+    agree("dense", call(layer, x)[0], call(dense, x), 1e-5)
 
 
-def test_a_shared_expert_is_added_and_two_are_one_wide():
-    plain, shared = make(), make(shared_width=24)
+@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
+def test_a_shared_expert_is_added_and_two_are_one_wide(activation):
+    plain = make(activation=activation)
+    shared = make(activation=activation, shared_width=24)
     x = jax.random.normal(jax.random.key(0), (7, D))
-    agree("shared", call(shared, x)[0], call(plain, x)[0] + shared.shared(x), 1e-5)
     wide = shared.shared
+    agree("shared", call(shared, x)[0], call(plain, x)[0] + call(wide, x), 1e-5)
     halves = []
     for rows in (slice(0, 10), slice(10, 24)):
-        half = GatedFFN(D, 1, rngs=nnx.Rngs(2))
-        for name in ("gate_FD", "up_FD", "down_FD"):
-            setattr(half, name, nnx.Param(getattr(wide, name)[...][rows]))
-        halves.append(half(x))
-    agree("two of them", sum(halves), wide(x), 1e-5)
+        half = DenseFFN(D, 1, rngs=nnx.Rngs(2), activation=activation)
+        for name in projections(activation):
+            setattr(half, f"{name}_FD", nnx.Param(getattr(wide, f"{name}_FD")[...][rows]))
+        halves.append(call(half, x))
+    agree("two of them", sum(halves), call(wide, x), 1e-5)
+
+
+def test_a_gated_shared_expert_is_scaled_by_a_sigmoid_of_the_token():
+    """Qwen2-MoE: `sigmoid(w x) shared(x)`; half of it at w = 0, all of it at large w x."""
+    plain, gated = make(), make(shared_width=24, shared_gate=True)
+    assert gated.gates["shared_D"].shape == (D,) and 0 < np.std(gated.gates["shared_D"]) < 0.05
+    x = jnp.abs(jax.random.normal(jax.random.key(0), (7, D)))
+    routed, shared = call(plain, x)[0], call(gated.shared, x)
+    for fill, share in ((0.0, 0.5), (100.0, 1.0), (-100.0, 0.0)):
+        gated.gates["shared_D"][...] = jnp.full(D, fill)
+        agree("gated", call(gated, x)[0], routed + share * shared, 1e-5)
+
+
+def test_gates_are_float32_whatever_the_model_is():
+    config = MoeConfig(shared_width=8, shared_gate=True, zero_compute=ZeroCompute(constant=1))
+    layer = nnx.eval_shape(
+        lambda: MoELayer(D, config, rngs=nnx.Rngs(0), param_dtype=jnp.dtype("bfloat16"))
+    )
+    dtypes = {name: value.dtype.name for name, value in layer.gates.items()}
+    assert dtypes == {"mix_C2D": "float32", "shared_D": "float32", "bias_CD": "bfloat16"}
 
 
 def test_capacity_drops_are_counted_and_contribute_nothing():
     layer = make(capacity=CapacityConfig(factor=0.5), router=TopK(k=2))
     x = jax.random.normal(jax.random.key(0), (32, D))
-    out = forward(layer, x, RouterInputs.of(32))
+    out, stats = measured(layer, x, RouterInputs.of(32))
     assert int(out.ledger.capacity) > 0 and bool(out.ledger.balanced)
     dropped = np.asarray(out.kept.active_T) == 0
     assert dropped.any()
     assert not np.asarray(out.y_TD)[dropped].any()
-    stats = layer.stats(out, RouterInputs.of(32), num_sequences=1)
     assert int(stats.count_E.sum()) == 64
     assert int(stats.kept_E.sum()) == int(out.ledger.kept)
     assert stats.count_BE is None
 
 
 def test_statistics_per_sequence_only_when_a_loss_needs_them():
-    losses = LossesConfig(load_balance=LoadBalance(0.1, "deepseek_v3"))
+    losses = LossesConfig(load_balance=LoadBalance(0.1, scope="sequence"))
     layer = make(losses=losses)
     x = jax.random.normal(jax.random.key(0), (8, D))
     inputs = RouterInputs.of(8, sequence_T=jnp.arange(8) // 4)
-    stats = layer.stats(forward(layer, x, inputs), inputs, num_sequences=2)
+    _, stats = measured(layer, x, inputs, num_sequences=2)
     assert stats.count_BE.shape == (2, 8)
     np.testing.assert_array_equal(stats.count_BE.sum(0), stats.count_E)
     np.testing.assert_allclose(stats.prob_BE.sum(0), stats.prob_E, rtol=1e-5)
@@ -110,7 +144,7 @@ def test_router_state_is_a_variable_that_no_gradient_reaches():
 
 
 def test_the_carry_reaches_the_next_router():
-    layer = make(router=GatingResidual())
+    layer = make(router=MoEPlusPlus())
     x = jax.random.normal(jax.random.key(0), (9, D))
     first = forward(layer, x, RouterInputs.of(9))
     second = forward(layer, x, RouterInputs.of(9, carry_TE=first.carry_TE))
@@ -118,7 +152,7 @@ def test_the_carry_reaches_the_next_router():
     assert not np.allclose(first.routing.logits_TE, second.routing.logits_TE)
 
 
-@pytest.mark.parametrize("router", [ExpertChoice(), ReLU()])
+@pytest.mark.parametrize("router", [ExpertChoice(), ReMoE()])
 def test_routers_that_fill_by_rows(router):
     layer = make(router=router)
     x = jax.random.normal(jax.random.key(0), (16, D))
@@ -129,7 +163,7 @@ def test_routers_that_fill_by_rows(router):
 
 
 def test_all_zero_relu_router_gives_zero_output():
-    layer = make(router=ReLU())
+    layer = make(router=ReMoE())
     layer.router["w_DE"][...] = -jnp.ones((D, 8))
     y, routing, _ = call(layer, jnp.ones((5, D)))
     assert not np.asarray(y).any() and not routing.filled_TK.any()
@@ -149,7 +183,7 @@ def test_fan_in_is_the_experts_own():
     [
         (
             MoeConfig(router=TopK(k=9)),
-            "moe.router: asks for 9 experts per token but there are 8; nearest valid value 8",
+            "moe.router.k: asks for 9 experts per token but there are 8; nearest valid value 8",
         ),
         (
             MoeConfig(
@@ -162,6 +196,20 @@ def test_fan_in_is_the_experts_own():
                 widths=WidthPlan("explicit", mean=4, explicit=(0,)), experts=1, router=TopK(k=1)
             ),
             "moe.widths: every expert has width 0",
+        ),
+        (
+            MoeConfig(shared_gate=True),
+            "moe.shared_gate: there is no shared expert to gate (moe.shared_width=0); "
+            "nearest valid value False",
+        ),
+        (
+            MoeConfig(experts=2, zero_compute=ZeroCompute(zero=1), router=TopK(k=4)),
+            "moe.router.k: asks for 4 experts per token but there are 3; nearest valid value 3",
+        ),
+        (
+            MoeConfig(zero_compute=ZeroCompute(copy=1, zero=1), router=MoEPlusPlus(zero_experts=2)),
+            "moe.router.zero_experts=2: the layer has 1 zero experts (moe.zero_compute.zero); "
+            "nearest valid value 1",
         ),
     ],
 )
@@ -176,7 +224,13 @@ def test_impossible_layers_are_refused(config, message):
 def test_sharded_over_eight_devices_equals_one(devices, axes):
     """Tokens, or storage units of the experts, over 8 devices: only time may change."""
     plan = WidthPlan("arithmetic", mean=16, unit=1)
-    layer = make(widths=plan, router=TopP(p=0.4))
+    layer = make(
+        widths=plan,
+        router=TopP(p=0.4),
+        shared_width=8,
+        shared_gate=True,
+        zero_compute=ZeroCompute(constant=1, copy=1, zero=1),
+    )
     graph, params, state = nnx.split(layer, nnx.Param, RouterState)
     x = jax.random.normal(jax.random.key(0), (16, 4, D))
     mesh = jax.make_mesh((8,), ("data",), devices=devices, axis_types=(AxisType.Auto,))
@@ -203,14 +257,31 @@ def test_sharded_over_eight_devices_equals_one(devices, axes):
 
 
 def test_layer_shape_feeds_the_counts():
-    from moejax.config.counts import LayerShape
-
     config = MoeConfig(widths=HETERO, router=TopP(p=0.4), shared_width=8)
-    shape = config.layer_shape(LayerShape(heads=2, kv_heads=2, head_dim=8), D)
+    shape = config.layer_shape(ATTENTION, D)
     assert shape.widths == config.spec.widths and sum(shape.widths) == 128
     assert (shape.router, shape.router_parameters, shape.shared_width) == ("top_p", D * 8, 8)
     assert shape.nominal_active == 4 and shape.nominal_active_width == 64
     assert dataclasses.replace(shape, widths=()).nominal_active_width == 0
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_counts_are_those_of_the_parameters(activation):
+    config = MoeConfig(
+        widths=HETERO, router=TopK(k=2), activation=activation, shared_width=8, shared_gate=True,
+        zero_compute=ZeroCompute(constant=2, copy=1, zero=1),
+    )  # fmt: skip
+    layer = nnx.eval_shape(lambda: MoELayer(D, config, rngs=nnx.Rngs(0)))
+    real = {"matrices": 0, "gates": 0}
+    for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(layer, nnx.Param))):
+        role = "matrices" if path[0].key in ("experts", "shared") else "gates"
+        real[role] += leaf.size
+    shape = config.layer_shape(ATTENTION, D)
+    counted = parameters(ModelShape(vocab_size=0, d_model=D, layers=(shape,)))
+    assert shape.ffn_matrices == (3 if activation in GATED else 2)
+    assert real["matrices"] == counted.experts + counted.shared_experts
+    assert real["gates"] == counted.router == D * 12 + D + 2 * 3 * D
+    assert counted.active_experts == shape.ffn_matrices * D * 2 * 128 / 12
 
 
 def test_hand_routing_round_trips_through_combine():

@@ -180,3 +180,27 @@ def test_resolve_fills_in_what_was_left_open():
     given = AttentionConfig(heads=3, kv_heads=1, head_dim=6).resolve(32)
     assert (given.kv_heads, given.head_dim) == (1, 6)
     assert dataclasses.replace(resolved) == resolved.resolve(32)
+
+
+def test_biases_shift_queries_keys_and_values():
+    """The same as one more input dimension that is always 1."""
+    biased = layer(qkv_bias=True)
+    rng = np.random.default_rng(0)
+    for name in ("q_bias_Hd", "k_bias_Gd", "v_bias_Gd"):
+        bias = getattr(biased, name)
+        assert not np.asarray(bias[...]).any()
+        bias[...] = jnp.asarray(rng.normal(size=bias.shape), jnp.float32)
+    wide = layer()
+    for name in "qkv":
+        axes = "Hd" if name == "q" else "Gd"
+        weight = getattr(biased, f"{name}_D{axes}")[...]
+        row = getattr(biased, f"{name}_bias_{axes}")[...][None]
+        setattr(wide, f"{name}_D{axes}", nnx.Param(jnp.concatenate([weight, row])))
+    wide.o_HdD = nnx.Param(jnp.pad(biased.o_HdD[...], ((0, 0), (0, 0), (0, 1))))
+    x_BSD = jnp.asarray(rng.normal(size=(BATCH, LENGTH, D_MODEL)), jnp.float32)
+    with_one = jnp.pad(x_BSD, ((0, 0), (0, 0), (0, 1)), constant_values=1.0)
+    run = jax.jit(lambda module, x: module(x, inputs())[0])
+    got, want = run(biased, x_BSD), run(wide, with_one)[..., :D_MODEL]
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    config = biased.config
+    assert config.num_vector_parameters == (4 + 2 * 2) * 4

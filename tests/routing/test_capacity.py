@@ -16,13 +16,58 @@ from moejax.routing.capacity import limit_expert_rows, limit_rows, rank_in_exper
 
 def test_capacity_conventions_differ_by_k():
     with_k = CapacityConfig(factor=1.0)
-    without = dataclasses.replace(with_k, count_slots=False)
-    assert with_k.expert_capacity(8, 1, 4) == without.expert_capacity(8, 1, 4) == 2  # H.1
-    assert with_k.expert_capacity(8, 2, 4) == 4
-    assert without.expert_capacity(8, 2, 4) == 2
-    assert dataclasses.replace(without, minimum=4).expert_capacity(8, 1, 4) == 4  # flaxformer
-    assert CapacityConfig(factor=1.25).expert_capacity(9, 2, 4) == 6  # ceil(5.625)
-    assert CapacityConfig().expert_capacity(8, 1, 4) is None
+    without = dataclasses.replace(with_k, convention="without_k")
+    four = (1,) * 4
+    assert with_k.expert_capacity(8, 1, four) == without.expert_capacity(8, 1, four) == (2,) * 4
+    assert with_k.expert_capacity(8, 2, four) == (4,) * 4  # methods H.1
+    assert without.expert_capacity(8, 2, four) == (2,) * 4
+    least = dataclasses.replace(without, minimum=4)
+    assert least.expert_capacity(8, 1, four) == (4,) * 4  # flaxformer
+    assert CapacityConfig(factor=1.25).expert_capacity(9, 2, four) == (6,) * 4  # ceil(5.625)
+    assert CapacityConfig().expert_capacity(8, 1, four) is None
+
+
+def test_H6_capacity_of_experts_that_compute_nothing():
+    """MoE++: 82.5 assignments for each of 8 FFN experts, 110 for each of 4 others."""
+    config = CapacityConfig(factor=1.1, convention="moe_plus_plus", tau=0.75)
+    assert config.expert_capacity(1000, 1, (16,) * 8 + (0,) * 4) == (83,) * 8 + (110,) * 4
+
+
+def test_evaluation_may_have_its_own_factor():
+    config = CapacityConfig(factor=1.25, eval_factor=2.0)
+    assert config.expert_capacity(8, 1, (1, 1), train=True) == (5, 5)
+    assert config.expert_capacity(8, 1, (1, 1), train=False) == (8, 8)
+    assert CapacityConfig(factor=1.25).expert_capacity(8, 1, (1, 1), train=False) == (5, 5)
+
+
+@pytest.mark.parametrize("limit", [limit_expert_rows, limit_rows])
+def test_H1_the_most_confident_may_be_served_first(limit):
+    probs = [[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.9, 0.1]]
+    routing = hand_routing([[0]] * 4, probs, 2)
+    by_position, _ = limit(routing, 2)
+    assert by_position.expert_TK[:, 0].tolist() == [0, 0, 2, 2]
+    confident, dropped = limit(routing, 2, priority="confidence")
+    assert confident.expert_TK[:, 0].tolist() == [2, 0, 2, 0] and int(dropped) == 2
+    assert confident.weight_TK[:, 0].tolist() == [0, 1, 0, 1]
+
+
+def test_every_expert_may_have_its_own_bound():
+    routing = hand_routing([[0], [0], [1], [1], [1]], np.full((5, 2), 0.5), 2)
+    bounded, dropped = limit_expert_rows(routing, (1, 2))
+    assert bounded.expert_TK[:, 0].tolist() == [0, 2, 1, 1, 2]
+    assert int(dropped) == 2 and bounded.max_rows == 3
+
+
+def test_only_a_bound_on_first_choices_by_position_is_causal():
+    assert CapacityConfig(factor=1.0).causal(1)
+    assert CapacityConfig(priority="confidence").causal(2)  # nothing is dropped
+    assert not CapacityConfig(factor=1.0, priority="confidence").causal(1)
+    assert not CapacityConfig(factor=1.0).causal(2) and not CapacityConfig(row_budget=1.0).causal(2)
+    # A later token's first choice displaces the second choice of an earlier one.
+    probs = np.full((2, 2), 0.5)
+    for later, first_token in (([1, 0], [0, 2]), ([0, 1], [0, 1])):
+        kept, _ = limit_expert_rows(hand_routing([[0, 1], later], probs, 2), 1)
+        assert kept.expert_TK[0].tolist() == first_token
 
 
 def test_first_tokens_are_served_first():
@@ -73,7 +118,7 @@ def test_the_ledger_balances_by_cause(name, factor, row_budget):
     chosen = int(routing.filled_TK.sum())
     assert int(ledger.k_max) == int(ledger.requested) - chosen
     if factor:
-        capacity = config.expert_capacity(32, 2, E)
+        capacity = config.expert_capacity(32, 2, (1,) * E)[0]
         assert kept.count_E.max() <= capacity
         over = np.maximum(np.asarray(routing.count_E) - capacity, 0).sum()
         assert int(ledger.capacity) == over

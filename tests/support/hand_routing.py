@@ -24,11 +24,11 @@ def selection_routing(selection, probs, logits=None):
     )
 
 
-@functools.partial(jax.jit, static_argnames="num_sequences")
-def stats_of(routing, num_sequences=None, **kwargs):
+@functools.partial(jax.jit, static_argnames=("num_sequences", "num_groups"))
+def stats_of(routing, num_sequences=None, num_groups=None, **kwargs):
     """One compiled program is made sooner than an eager call's many small ones."""
     inputs = RouterInputs.of(routing.expert_TK.shape[0], **kwargs)
-    return routing_stats(routing, inputs, num_sequences=num_sequences)
+    return routing_stats(routing, inputs, num_sequences=num_sequences, num_groups=num_groups)
 
 
 def hand_routing(experts, probs, num_experts):

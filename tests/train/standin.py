@@ -74,6 +74,8 @@ class StandIn:
     poison: int = -1
     noise: float = 0.01
 
+    has_global_losses = False
+
     def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
         names = ("embed", "expert", "head")
         rows = {"embed": self.vocab_size, "expert": EXPERTS, "head": self.vocab_size}

@@ -239,7 +239,7 @@ def test_knob_table_names_every_knob(text: Text) -> None:
     table = knob_table(standin.experiment(text[0]))
     assert "config.optimizer.lr = 0.05" in table
     assert "config.schedule.kind = 'wsd'" in table
-    assert "(wsd | cosine | constant)" in table
+    assert "(wsd | cosine | constant | steps | rsqrt)" in table
 
 
 def test_status_and_environment_of_a_finished_run(text: Text, tmp_path: Path) -> None:

@@ -46,6 +46,34 @@ def test_constant_and_no_warmup() -> None:
     np.testing.assert_array_equal(rates(config, 5), np.ones(5, np.float32))
 
 
+def test_warmup_then_constant_by_hand() -> None:
+    expected = [0.25, 0.5, 0.75, 1, 1, 1]
+    np.testing.assert_array_equal(rates(ScheduleConfig(kind="constant", warmup=4), 6), expected)
+
+
+def test_steps_by_hand() -> None:
+    """DeepSeekMoE: x0.316 after 80 % of the steps, and again after 90 %."""
+    config = ScheduleConfig(kind="steps", warmup=2, milestones=("80%", "90%"), factor=0.316)
+    expected = [0.5, *[1.0] * 15, *[0.316] * 2, *[0.316**2] * 2]
+    np.testing.assert_allclose(rates(config, 20), expected, rtol=1e-6)
+    milestones = dataclasses.replace(config, milestones=(16, "180 tokens"))  # 10 tokens a step
+    np.testing.assert_array_equal(rates(milestones, 20), rates(config, 20))
+
+
+def test_milestones_of_a_short_run_may_coincide() -> None:
+    config = ScheduleConfig(kind="steps", warmup=0, milestones=("80%", "90%"), factor=0.5)
+    np.testing.assert_array_equal(rates(config, 3), [1.0, 1.0, 0.5])
+    np.testing.assert_array_equal(rates(config, 1), [1.0])
+
+
+def test_rsqrt_by_hand() -> None:
+    config = ScheduleConfig(kind="rsqrt", warmup=4)
+    expected = [0.25, 0.5, 0.75, 1, *(np.sqrt(4 / step) for step in (5, 6, 7, 8, 9))]
+    np.testing.assert_allclose(rates(config, 9), expected, rtol=1e-6)
+    without = ScheduleConfig(kind="rsqrt", warmup=0)
+    np.testing.assert_allclose(rates(without, 3), 1 / np.sqrt([1, 2, 3]), rtol=1e-6)
+
+
 def test_durations_of_a_schedule_are_steps_tokens_or_percent() -> None:
     given = [rates(ScheduleConfig(warmup=w, decay=0), 40) for w in (4, "40 tokens", "10%")]
     np.testing.assert_array_equal(given[0], given[1])
@@ -67,6 +95,19 @@ def test_durations_of_a_schedule_are_steps_tokens_or_percent() -> None:
         ({"optimizer.decay": "patterns"}, r"decay_patterns=\[\]: needed with decay=patterns"),
         ({"optimizer.lr": 0.0}, r"optimizer.lr=0.0: must be > 0"),
         ({"schedule.kind": "cosin"}, r"did you mean 'cosine'"),
+        (
+            {"schedule.kind": "steps", "schedule.milestones": (90, 80)},
+            r"schedule.milestones\[0\]=90: step 90 is after the next milestone .* at most 80",
+        ),
+        (
+            {"schedule.kind": "steps", "schedule.milestones": ("80%", 101)},
+            r"schedule.milestones\[1\]=101: step 101 is after .* the end of the run; at most 100",
+        ),
+        (
+            {"schedule.kind": "steps", "schedule.milestones": ()},
+            r"schedule.milestones=\(\): kind=steps needs at least one; .* value \('80%',\)",
+        ),
+        ({"schedule.factor": 0.0}, r"schedule.factor=0.0: must be in \(0"),
         ({"seed": -1}, r"seed=-1"),
     ],
 )

@@ -26,6 +26,9 @@ from moejax.routing.contract import Routing
 
 Carry = Any
 
+PACKED_KEYS = 2**31
+"""How many different keys the packed sort of `_sort_by_expert` can tell apart (int32)."""
+
 
 def tiles(x_TD: jax.Array, routing: Routing, weights: Weights, spec: ExpertsSpec) -> jax.Array:
     """`y_t = sum_k weight[t, k] * E_{expert[t, k]}(x_t)`, `[T, D]` in the dtype of `x_TD`."""
@@ -41,7 +44,7 @@ def _sort_by_expert(
     """Assignments (`t*K + k`) in order of their expert; first position and number per expert."""
     expert_N = expert_TK.reshape(-1)
     size = expert_N.shape[0]
-    if (num_experts + 1) * size < 2**31:
+    if (num_experts + 1) * size < PACKED_KEYS:
         # One unstable sort of a packed key is three times cheaper than a stable argsort on CPU.
         packed_N = expert_N * size + jnp.arange(size, dtype=jnp.int32)
         order_N = lax.sort(packed_N, is_stable=False) % size
@@ -64,11 +67,11 @@ def _tiles(
     for width, experts in spec.by_width().items():
 
         def one_expert(index: jax.Array, y_TD: jax.Array, width: int, experts: Any) -> jax.Array:
-            expert, (gate_FD, up_FD, down_FD) = _expert(index, experts, width, weights, spec)
+            expert, (*into_FD, down_FD) = _expert(index, experts, width, weights, spec)
 
             def one_tile(tile: jax.Array, y_TD: jax.Array) -> jax.Array:
                 _, token_R, x_RD, weight_R = _gather(x_TD, weight_TK, layout, expert, tile, spec)
-                hidden_RF = activation(_nt(x_RD, gate_FD), _nt(x_RD, up_FD))
+                hidden_RF = activation(*(_nt(x_RD, w_FD) for w_FD in into_FD))
                 out_RD = (hidden_RF * weight_R[:, None].astype(hidden_RF.dtype)) @ down_FD
                 return _add_rows(y_TD, token_R, out_RD)
 
@@ -88,42 +91,46 @@ def _backward(spec: ExpertsSpec, residuals: Any, dy_TD: jax.Array) -> tuple[Any,
     x_TD, weight_TK, weights, layout = residuals
     activation = ACTIVATIONS[spec.activation]
     acc = jnp.promote_types(x_TD.dtype, jnp.float32)
-    names = ("gate_NUD", "up_NUD", "down_NUD")
-    grads = {name: jnp.zeros_like(weights[name]) for name in names}
+    grads = {name: jnp.zeros_like(weights[name]) for name in spec.weight_names}
     carry: Carry = (jnp.zeros(x_TD.shape, acc), jnp.zeros(weight_TK.size, acc), grads)
     for width, experts in spec.by_width().items():
 
         def one_expert(index: jax.Array, carry: Carry, width: int, experts: Any) -> Carry:
             dx_TD, dweight_N, grads = carry
-            expert, (gate_FD, up_FD, down_FD) = _expert(index, experts, width, weights, spec)
+            expert, (*into_FD, down_FD) = _expert(index, experts, width, weights, spec)
 
             def one_tile(tile: jax.Array, carry: Carry) -> Carry:
-                dx_TD, dweight_N, dgate_FD, dup_FD, ddown_FD = carry
+                dx_TD, dweight_N, *dinto_FD, ddown_FD = carry
                 row_R, token_R, x_RD, weight_R = _gather(
                     x_TD, weight_TK, layout, expert, tile, spec
                 )
                 dy_RD = jnp.take(dy_TD, token_R, axis=0, mode="fill", fill_value=0)
                 hidden_RF, activation_vjp = jax.vjp(
-                    activation, _nt(x_RD, gate_FD), _nt(x_RD, up_FD)
+                    activation, *(_nt(x_RD, w_FD) for w_FD in into_FD)
                 )
                 weight_R1 = weight_R[:, None].astype(hidden_RF.dtype)
                 dweighted_RF = _nt(dy_RD, down_FD)
                 dweight_R = (dweighted_RF * hidden_RF).sum(-1, dtype=acc)
-                dg_RF, du_RF = activation_vjp(dweighted_RF * weight_R1)
+                dpre_RF = activation_vjp(dweighted_RF * weight_R1)
+                dx_RD = functools.reduce(
+                    jnp.add, (d_RF @ w_FD for d_RF, w_FD in zip(dpre_RF, into_FD, strict=True))
+                )
                 return (
-                    _add_rows(dx_TD, token_R, dg_RF @ gate_FD + du_RF @ up_FD),
+                    _add_rows(dx_TD, token_R, dx_RD),
                     dweight_N.at[row_R].set(dweight_R, mode="drop", unique_indices=True),
-                    dgate_FD + _tn(dg_RF, x_RD),
-                    dup_FD + _tn(du_RF, x_RD),
+                    *(
+                        dw_FD + _tn(d_RF, x_RD)
+                        for dw_FD, d_RF in zip(dinto_FD, dpre_RF, strict=True)
+                    ),
                     ddown_FD + _tn(hidden_RF * weight_R1, dy_RD),
                 )
 
-            zero_FD = jnp.zeros(gate_FD.shape, acc)
+            zero_FD = jnp.zeros(down_FD.shape, acc)
             dx_TD, dweight_N, *dweights = lax.fori_loop(
                 0,
                 _num_tiles(layout, expert, spec),
                 one_tile,
-                (dx_TD, dweight_N, zero_FD, zero_FD, zero_FD),
+                (dx_TD, dweight_N, *(zero_FD for _ in spec.weight_names)),
             )
             start = jnp.asarray(np.asarray(spec.starts))[expert]
             shape = (width // spec.unit, spec.unit, x_TD.shape[-1])
@@ -131,7 +138,7 @@ def _backward(spec: ExpertsSpec, residuals: Any, dy_TD: jax.Array) -> tuple[Any,
                 name: lax.dynamic_update_slice_in_dim(
                     grads[name], d_FD.reshape(shape).astype(grads[name].dtype), start, axis=0
                 )
-                for name, d_FD in zip(names, dweights, strict=True)
+                for name, d_FD in zip(spec.weight_names, dweights, strict=True)
             }
             return dx_TD, dweight_N, grads
 
@@ -155,12 +162,12 @@ def _for_each(
 def _expert(
     index: jax.Array, experts: tuple[int, ...], width: int, weights: Weights, spec: ExpertsSpec
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """The `index`-th expert of a width class and its gate, up and down rows, `[F, D]` each."""
+    """The `index`-th expert of a width class and its rows, `[F, D]` each, down the last."""
     expert = jnp.asarray(np.asarray(experts, np.int32))[index]
     start = jnp.asarray(np.asarray(spec.starts, np.int32))[expert]
     rows = [
         lax.dynamic_slice_in_dim(weights[name], start, width // spec.unit, axis=0)
-        for name in ("gate_NUD", "up_NUD", "down_NUD")
+        for name in spec.weight_names
     ]
     return expert, tuple(row_NUD.reshape(width, row_NUD.shape[-1]) for row_NUD in rows)
 

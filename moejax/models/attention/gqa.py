@@ -60,6 +60,7 @@ class AttentionConfig:
     head_dim: int = knob(0, low=0, unit="dimensions", doc="Head width; 0: d_model / heads.")
     rope_theta: float = knob(10_000.0, low=1.0, doc="RoPE base.")
     qk_norm: bool = knob(False, doc="RMSNorm on queries and keys per head (Qwen3).")
+    qkv_bias: bool = knob(False, doc="Biases on queries, keys and values (Qwen2).")
     backend: str = knob(
         "einsum",
         choices=tuple(BACKENDS),
@@ -91,9 +92,18 @@ class AttentionConfig:
             )
         return dataclasses.replace(self, kv_heads=kv_heads, head_dim=head_dim)
 
+    @property
+    def num_vector_parameters(self) -> int:
+        """Norm scales and biases of a resolved config, which parameter counts leave out."""
+        norms = 2 * self.head_dim * self.qk_norm
+        return norms + (self.heads + 2 * self.kv_heads) * self.head_dim * self.qkv_bias
+
 
 class Attention(nnx.Module):
-    """Weights `q_DHd`, `k_DGd`, `v_DGd`, `o_HdD` (G key-value heads); no biases."""
+    """Weights `q_DHd`, `k_DGd`, `v_DGd`, `o_HdD` (G key-value heads).
+
+    With `qkv_bias` also `q_bias_Hd`, `k_bias_Gd`, `v_bias_Gd`, zero at first.
+    """
 
     def __init__(
         self,
@@ -116,6 +126,11 @@ class Attention(nnx.Module):
         self.v_DGd = normal((d_model, config.kv_heads, config.head_dim), std)
         out_std = out_scale * (config.heads * config.head_dim) ** -0.5
         self.o_HdD = normal((config.heads, config.head_dim, d_model), out_std)
+        if config.qkv_bias:
+            zeros_Hd = jnp.zeros((config.heads, config.head_dim), param_dtype)
+            zeros_Gd = jnp.zeros((config.kv_heads, config.head_dim), param_dtype)
+            self.q_bias_Hd = nnx.Param(zeros_Hd)
+            self.k_bias_Gd, self.v_bias_Gd = nnx.Param(zeros_Gd), nnx.Param(zeros_Gd)
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, norm_eps, param_dtype)
             self.k_norm = RMSNorm(config.head_dim, norm_eps, param_dtype)
@@ -132,6 +147,10 @@ class Attention(nnx.Module):
             _project(x_BSD, weight[...].astype(dtype))
             for weight in (self.q_DHd, self.k_DGd, self.v_DGd)
         )
+        if self.config.qkv_bias:
+            q_BSHd = q_BSHd + self.q_bias_Hd[...].astype(dtype)
+            k_BSGd = k_BSGd + self.k_bias_Gd[...].astype(dtype)
+            v_BSGd = v_BSGd + self.v_bias_Gd[...].astype(dtype)
         if self.config.qk_norm:
             q_BSHd, k_BSGd = self.q_norm(q_BSHd), self.k_norm(k_BSGd)
         theta = self.config.rope_theta

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.knobs import ConfigError, knob
-from moejax.routing.contract import ROUTERS, State
+from moejax.routing.contract import ROUTERS, Card, State
 from moejax.routing.linear import LinearRouter, Selection, renormalised
 
 
@@ -24,6 +24,12 @@ class TopP(LinearRouter):
     """Each token uses as many experts as it needs to gather probability `p`: at least one, and
     every expert at `p = 1`."""
 
+    card = Card(
+        proposed="Huang et al. 2024, arXiv 2403.07652; HMoE, Wang et al. 2024, arXiv 2408.10681",
+        rule="the fewest best whose softmax probabilities sum past `p`",
+        weights="probabilities, raw (Huang et al.) or renormalised (HMoE)",
+        losses=("load_balance", "entropy", "parameter_penalty", "z_loss"),
+    )
     p: float = knob(
         0.4,
         low=0.0,
@@ -43,6 +49,12 @@ class TopP(LinearRouter):
         doc="False: combine with raw probabilities (Huang et al., code). "
         "True: divide by their sum over the experts in use (HMoE eq. 11).",
     )
+    k_min: int = knob(
+        1,
+        low=1,
+        unit="experts per token",
+        doc="Fewest experts that a token uses, however sure its router is.",
+    )
     k_max: int = knob(
         0,
         low=0,
@@ -56,13 +68,24 @@ class TopP(LinearRouter):
 
     def nominal_active(self, num_experts: int) -> float:
         """Experts that near-uniform scores request: where a fresh router starts."""
-        return float(min(int(self.p * num_experts) + 1, self.slots(num_experts)))
+        wanted = max(int(self.p * num_experts) + 1, self.k_min)
+        return float(min(wanted, self.slots(num_experts)))
+
+    def weight_sum(self) -> tuple[float, float]:
+        return (1.0 if self.renormalise else 0.0), 1.0
 
     def check_experts(self, num_experts: int, path: str) -> None:
-        if self.k_max > num_experts:
+        for name in ("k_min", "k_max"):
+            value = getattr(self, name)
+            if value > num_experts:
+                raise ConfigError(
+                    f"{path}.{name}: {value} experts per token but there are {num_experts}; "
+                    f"nearest valid value {num_experts}"
+                )
+        if self.k_max and self.k_min > self.k_max:
             raise ConfigError(
-                f"{path}.k_max: {self.k_max} experts per token but there are {num_experts}; "
-                f"nearest valid value {num_experts}"
+                f"{path}.k_min: {self.k_min} experts per token but k_max={self.k_max}; "
+                f"nearest valid value {self.k_max}"
             )
 
     def select(self, scores_TE: jax.Array, state: State) -> Selection:
@@ -71,14 +94,16 @@ class TopP(LinearRouter):
             self.p,
             inclusive=self.inclusive,
             renormalise=self.renormalise,
+            k_min=self.k_min,
             k_max=self.slots(scores_TE.shape[-1]),
         )
 
 
 def top_p(
-    probs_TE: jax.Array, p: float, *, inclusive: bool, renormalise: bool, k_max: int
+    probs_TE: jax.Array, p: float, *, inclusive: bool, renormalise: bool, k_max: int, k_min: int = 1
 ) -> Selection:
-    """The smallest prefix of the sorted probabilities that crosses `p`, cut to `k_max` experts.
+    """The smallest prefix of the sorted probabilities that crosses `p` and holds `k_min` experts,
+    cut to `k_max`.
 
     Args:
       probs_TE: float32 `[T, E]`, rows sum to 1.
@@ -95,7 +120,7 @@ def top_p(
     crossed_TE = mass_TE >= p if inclusive else mass_TE > p
     # Where rounding keeps the whole mass below p, every expert is in use.
     crossing_T = jnp.where(crossed_TE.any(-1), crossed_TE.argmax(-1), num_experts - 1)
-    requested_T = crossing_T.astype(jnp.int32) + 1
+    requested_T = jnp.maximum(crossing_T.astype(jnp.int32) + 1, k_min)
     filled_TK = jnp.arange(k_max) < requested_T[:, None]
     expert_TK = jnp.where(filled_TK, order_TE[:, :k_max], num_experts)
     weight_TK = jnp.where(filled_TK, sorted_TE[:, :k_max], 0.0)
