@@ -25,7 +25,7 @@ def hmoe(layers, d_model, hidden, *, strategy="uniform"):
     return llama(layers, d_model, d_model // 64, widths=widths, nominal_active=2.0)
 
 
-def test_dense_374m_of_dynamic_routing():
+def test_A6_parameter_count_of_the_dense_374m_model():
     counts = parameters(llama(24, 1024, 16, dense_width=2816))
     assert counts.total == counts.active == 373_817_344
     assert counts.norms == 49 * 1024 == 50_176
@@ -40,7 +40,7 @@ def test_dynamic_routing_with_16_experts(active, millions):
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "arithmetic", "hybrid"])
-def test_hmoe_small(strategy):
+def test_B7_parameter_counts_of_the_small_model(strategy):
     counts = parameters(hmoe(12, 768, 12288, strategy=strategy))
     assert counts.total == 417_202_176
     assert counts.active == 162_398_208
@@ -48,14 +48,14 @@ def test_hmoe_small(strategy):
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "arithmetic", "hybrid"])
-def test_hmoe_large(strategy):
+def test_B7_parameter_counts_of_the_large_model(strategy):
     counts = parameters(hmoe(24, 1024, 32768, strategy=strategy))
     assert counts.total == 2_582_118_400
     assert counts.active == 770_179_072
     assert parameters(llama(12, 1024, 16, dense_width=32768)).total == 1_323_827_200
 
 
-def test_deepseek_moe_16b():
+def test_C9_parameter_counts_of_deepseek_moe_16b():
     # The checkpoint's count (16,375,728,128) has routers and norms in it: `everything`.
     experts = llama(
         28, 2048, 16, vocab=102400, widths=(1408,) * 64, shared_width=2 * 1408, nominal_active=6.0,
@@ -72,7 +72,7 @@ def test_deepseek_moe_16b():
     assert counts.router == 27 * 64 * 2048
 
 
-def test_deepseek_moe_2b_experts():
+def test_C9_parameter_counts_of_deepseek_moe_2b():
     width = round(1280 * 8 / 3 / 4)
     shape = llama(
         9, 1280, 10, vocab=8192, widths=(width,) * 63, shared_width=width, nominal_active=7.0

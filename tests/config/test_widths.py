@@ -19,27 +19,27 @@ def refusal(plan, experts):
 
 
 @pytest.mark.parametrize("unit", [1, 32, 96])
-def test_hmoe_arithmetic_widths_of_the_small_model(unit):
+def test_B7_arithmetic_widths_of_the_small_model(unit):
     widths = WidthPlan("arithmetic", mean=12288 // 8, unit=unit).widths(8)
     assert widths == (864, 1056, 1248, 1440, 1632, 1824, 2016, 2208)
     assert sum(widths) == 12288
 
 
-def test_hmoe_arithmetic_widths_of_the_large_model():
+def test_B7_arithmetic_widths_of_the_large_model():
     widths = WidthPlan("arithmetic", mean=32768 // 8, unit=256).widths(8)
     assert widths == (2304, 2816, 3328, 3840, 4352, 4864, 5376, 5888)
     assert sum(widths) == 32768
 
 
 @pytest.mark.parametrize("total, base", [(12288, 768), (32768, 2048)])
-def test_hmoe_hybrid_widths(total, base):
+def test_B7_hybrid_widths(total, base):
     widths = WidthPlan("hybrid", mean=total // 8, unit=256).widths(8)
     assert widths == tuple(base * share for share in HYBRID)
 
 
 @pytest.mark.parametrize("total", [12288, 32768])
 @pytest.mark.parametrize("unit", [8, 64])
-def test_hmoe_geometric_widths_are_multiples_of_the_unit_and_keep_the_sum(total, unit):
+def test_B7_geometric_widths_are_multiples_of_the_unit_and_keep_the_sum(total, unit):
     widths = WidthPlan("geometric", mean=total // 8, unit=unit).widths(8)
     assert sum(widths) == total
     assert all(width >= unit and width % unit == 0 for width in widths)

@@ -51,6 +51,27 @@ def test_everything_behind_the_router_equals_its_definition(dtype):
     battery(layer_subject(), dtypes=(dtype,))
 
 
+def test_B7_padding_every_expert_to_the_widest_changes_nothing():
+    """Hidden units past an expert's width are masked before the down projection (methods B.6)."""
+    spec = SPECS["arithmetic"]
+    weights = init_weights(jax.random.key(1), spec, D, jnp.float32)
+    x_TD = jax.random.normal(jax.random.key(2), (T, D))
+    routing = routing_of("mixed", jnp.float32)
+    widest = max(spec.widths)
+    exists_EF = np.arange(widest) < np.asarray(spec.widths)[:, None]
+    padded = {}
+    for name, rows_NUD in weights.items():
+        # Rubbish where nothing is: only the mask keeps it out.
+        padded[name] = np.full((E, widest, D), 7.0, np.float32)
+        padded[name][exists_EF] = np.asarray(rows_NUD).reshape(-1, D)
+    into = [padded[name] for name in spec.weight_names if name != "down_NUD"]
+    hidden_TEF = ACTIVATIONS[spec.activation](*(jnp.einsum("td,efd->tef", x_TD, w) for w in into))
+    hidden_TEF = jnp.where(exists_EF, hidden_TEF, 0)
+    out_TED = jnp.einsum("tef,efd->ted", hidden_TEF, padded["down_NUD"])
+    want = jnp.einsum("te,ted->td", routing.combine_TE(), out_TED)
+    agree("padded", loop(x_TD, routing, weights, spec), want, 1e-6)
+
+
 NUMPY = {
     "swiglu": lambda g, u: g / (1 + np.exp(-g)) * u,
     "geglu": lambda g, u: NUMPY["gelu"](g) * u,

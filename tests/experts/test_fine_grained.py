@@ -42,12 +42,12 @@ def test_total_and_active_parameters_stay(m, shared, activation):
     assert experts(cut) == experts(base)
 
 
-def test_one_piece_and_nothing_shared_is_top_k_as_it_was():
+def test_C9_one_piece_and_nothing_shared_is_top_k_as_it_was():
     for config in (GSHARD, MoeConfig(2, WidthPlan("explicit", explicit=(6, 6)), TopK(k=1))):
         assert fine_grained(config, 1, 0) == config
 
 
-def test_deepseek_moe_2b():
+def test_C9_deepseek_moe_2b():
     """1 + 63 experts of a quarter, 1 + 7 active: 1.887B expert parameters, 0.236B active."""
     quarter = round(1280 * 8 / 3 / 4)
     cut = fine_grained(dataclasses.replace(GSHARD, widths=WidthPlan(mean=4 * quarter)), 4, 1)
@@ -56,7 +56,7 @@ def test_deepseek_moe_2b():
     assert (round(total / 1e9, 3), round(active / 1e9, 3)) == (1.887, 0.236)
 
 
-def test_deepseek_moe_16b():
+def test_C9_deepseek_moe_16b():
     """2 + 64 experts of 1408, 2 + 6 active, first layer dense: 16.376B, 2.825B active."""
     cut = fine_grained(MoeConfig(66, WidthPlan(mean=1408), TopK(k=8, renormalise=False)), 1, 2)
     assert (cut.experts, cut.router.k, cut.shared_width) == (64, 6, 2 * 1408)
@@ -91,7 +91,7 @@ def test_all_pieces_of_an_expert_together_are_the_expert():
     agree("pieces", run(x_TD, two, weights, cut), run(x_TD, one, weights, whole), 1e-5)
 
 
-def test_all_experts_active_is_a_dense_softmax_mixture():
+def test_C9_all_experts_active_is_a_dense_softmax_mixture():
     cut = fine_grained(MoeConfig(2, WidthPlan(mean=8), TopK(2, False), tile=4), 2)
     cut = dataclasses.replace(cut, router=TopK(k=4, renormalise=False, init_std=1.0))
     layer = MoELayer(6, cut, rngs=nnx.Rngs(0))

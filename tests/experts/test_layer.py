@@ -71,8 +71,24 @@ def test_one_expert_is_a_dense_ffn(activation):
     agree("dense", call(layer, x)[0], call(dense, x), 1e-5)
 
 
+def test_H3_copies_of_a_dense_ffn_are_the_dense_ffn_when_weights_sum_to_one():
+    """Sparse upcycling at step 0; with raw probabilities the output is scaled by their sum."""
+    dense = DenseFFN(D, 16, rngs=nnx.Rngs(1))
+    x = jax.random.normal(jax.random.key(0), (7, D))
+    want = call(dense, x)
+    for renormalise in (True, False):
+        layer = make(router=TopK(k=2, renormalise=renormalise, init_std=0.5))
+        for name in projections("swiglu"):
+            copies = jnp.stack([getattr(dense, f"{name}_FD")[...]] * 8)
+            layer.experts[f"{name}_NUD"][...] = copies.reshape(layer.experts[f"{name}_NUD"].shape)
+        y, routing, _ = call(layer, x)
+        gates_T = np.asarray(routing.weight_TK).sum(-1)
+        assert np.allclose(gates_T, 1) == renormalise
+        agree("upcycled", y, np.asarray(want) * gates_T[:, None], 1e-5)
+
+
 @pytest.mark.parametrize("activation", ["swiglu", "relu2"])
-def test_a_shared_expert_is_added_and_two_are_one_wide(activation):
+def test_C9_a_shared_expert_is_added_and_two_are_one_wide(activation):
     plain = make(activation=activation)
     shared = make(activation=activation, shared_width=24)
     x = jax.random.normal(jax.random.key(0), (7, D))

@@ -46,7 +46,7 @@ HALF = params_with(np.zeros((2, D)))
         (6, 0 * X),
     ],
 )
-def test_known_answers_in_the_published_order(expert, want):
+def test_H6_known_answers_in_the_published_order(expert, want):
     agree("one expert", compute(X, one_each(expert), HALF, config=KINDS), want, 1e-6)
 
 
