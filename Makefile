@@ -41,7 +41,7 @@ $(STAMP): requirements.lock requirements.txt pyproject.toml
 quickstart: $(STAMP) ## Train four kinds of model on real text and write runs/quickstart/report.html
 	$(TRAIN) -m experiments.quickstart --out=$(OUT) $(ARGS)
 
-study: $(STAMP) ## Train the README's models at size tiny (hours; may be stopped and resumed)
+study: $(STAMP) ## Train the README's models at size tiny (an hour or two; may be stopped)
 	$(TRAIN) -m experiments.study $(ARGS)
 
 test: $(STAMP) ## Run the tests (minutes)

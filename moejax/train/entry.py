@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from moejax.config.compose import to_plain
 from moejax.config.files import read_json
 from moejax.config.knobs import ConfigError
@@ -66,6 +68,7 @@ def run(
         done = _finished(run_dir)
         if done is not None:
             return RunResult(run_dir.root, done, already_done=True)
+        experiment.model.attention.check_platform(jax.default_backend(), "config.model.attention")
         status = Status(run_dir.status, experiment.total_steps, experiment.log.heartbeat_seconds)
         log = RunLog(run_dir.log, progress)
         session = Session(

@@ -51,6 +51,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         [LM, "--config.data.corpus=files:/nowhere/*.txt", "--workdir=WORK"],
         r"files:/nowhere/\*\.txt: matches no file",
     ),
+    "cudnn without a GPU": (
+        [LM, "--config.model.attention.backend=cudnn", "--workdir=WORK"],
+        r"config\.model\.attention\.backend='cudnn': needs a GPU .* on cpu here; nearest .* 'xla'",
+    ),
     "no config": (["--workdir=WORK"], r"--config: is required"),
     "no workdir": ([LM], r"--workdir: is required"),
     "unknown flag": ([LM, "--wrokdir=WORK"], r"wrokdir.*Did you mean: workdir"),

@@ -92,6 +92,14 @@ class AttentionConfig:
             )
         return dataclasses.replace(self, kv_heads=kv_heads, head_dim=head_dim)
 
+    def check_platform(self, platform: str, path: str) -> None:
+        """Raises ConfigError when this machine (`jax.default_backend()`) lacks the back end."""
+        if self.backend == "cudnn" and platform != "gpu":
+            raise ConfigError(
+                f"{path}.backend='cudnn': needs a GPU but JAX runs on {platform} here; "
+                "nearest valid value 'xla'"
+            )
+
     @property
     def num_vector_parameters(self) -> int:
         """Norm scales and biases of a resolved config, which parameter counts leave out."""
