@@ -8,7 +8,8 @@ quick  shrinks sizes and steps only, to seconds
 All kinds of one size have the same active FLOPs per token at a mean activation of two experts:
 eight experts of half the dense width each (four times the parameters of the dense FFN), or HMoE's
 arithmetic widths with the same sum; `fine_grained` cuts them into quarters, two of them shared;
-four more experts of `moe_plus_plus` compute nothing. What is really used is measured.
+four more experts of `moe_plus_plus` compute nothing, which makes it cheaper. What is really used is
+measured.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _plus_plus(dense: ModelConfig, experts: int, zero: ZeroCompute, tau: float) 
         zero_compute=zero,
         # H.6 [PAPER] eq. 7: 0.01. Whether layers are added or averaged: UNVERIFIED (averaged).
         losses=LossesConfig(LoadBalance(0.01, "moe_plus_plus", tau=tau)),
-        # H.6 [PAPER] eq. 8: gamma 1.1.
+        # H.6 [PAPER] eq. 8: gamma 1.1; that T counts a token K times is UNVERIFIED.
         capacity=CapacityConfig(factor=1.1, convention="moe_plus_plus", tau=tau),
     )
     return dataclasses.replace(dense, moe=moe, allow_noncausal=True)  # capacity, as below

@@ -140,7 +140,8 @@ footer{color:var(--muted);font-size:13.5px;max-width:1240px;margin:0 auto;paddin
  dl.facts dd{margin-bottom:6px}
  .scale li{min-width:54px}th,td{padding:8px 11px}.brand span{display:none}
  footer{padding:0 14px 36px}
- .runs tbody th,.runs thead th:first-child{max-width:172px}.runs tbody th{white-space:normal}}
+ .runs tbody th,.runs thead th:first-child{max-width:172px}.runs tbody th{white-space:normal;
+ overflow-wrap:anywhere}.name>*{min-width:0}.name>.key{min-width:30px}}
 @media print{.top,.tabs,.skip{display:none}.tab[hidden]{display:block}.js .tab>h3{display:block}
  .card{break-inside:avoid}body{background:none}}
 """

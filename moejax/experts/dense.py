@@ -10,7 +10,8 @@ from moejax.experts.spec import ACTIVATIONS, projections
 
 
 class DenseFFN(nnx.Module):
-    """`down(act(gate x, up x))`, or `down(act(up x))` for an ungated activation; no biases.
+    """`down(act(gate x, up x))`, or `down(act(up x))` for an ungated activation; no biases (the
+    published models of `configs/papers` have none here).
 
     Weights are `gate_FD` (gated only), `up_FD` and `down_FD`, `[F, D]`, one row per hidden unit.
     """

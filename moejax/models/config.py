@@ -88,6 +88,12 @@ class ModelConfig:
                 f"{self.moe_every} leave none of {self.num_layers}; nearest valid value: moe=None"
             )
 
+        carried = {moe.num_experts for moe in self.plan() if moe is not None and moe.router.carries}
+        if len(carried) > 1:
+            raise ConfigError(
+                f"{path}.moe_variants: routers that pass logits on must have the same number of "
+                f"experts in all layers, got {sorted(carried)}; nearest valid value {max(carried)}"
+            )
         if not self.allow_noncausal:
             self._check_causal(path)
 

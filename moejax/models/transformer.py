@@ -220,7 +220,10 @@ class Transformer:
         """
         aux, raw = self._auxiliary(out["layers"], jnp.ones((), jnp.float32), ("global",))
         total = sum(aux.values(), jnp.zeros((), jnp.float32))
-        out = out | {"aux": out["aux"] | aux, "aux_raw": out["aux_raw"] | raw}
+        for kind, found in (("aux", aux), ("aux_raw", raw)):
+            # Another group may have a loss of the same name and another scope.
+            both = {name: out[kind].get(name, 0.0) + value for name, value in found.items()}
+            out = out | {kind: out[kind] | both}
         return total, jax.lax.stop_gradient(out)
 
     def _auxiliary(

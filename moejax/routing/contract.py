@@ -62,7 +62,8 @@ class Routing:
     Attributes:
       expert_TK: int32 `[T, K]`, the expert of each slot; `num_experts` (the sentinel, one past the
         last expert, so that it sorts behind every real group) where the slot is empty. A token
-        holds an expert at most once.
+        holds an expert at most once. Slots are in order of preference: bounds serve every token's
+        first slot before any second one.
       weight_TK: float32 `[T, K]`, combine weight of each slot; 0 where empty.
       requested_T: int32 `[T]`, experts that the rule asked for before `k_max` or capacity.
       scores_TE: float32 `[T, E]` non-negative scores over all experts, or None (hash, random).

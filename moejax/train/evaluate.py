@@ -35,7 +35,10 @@ class EvaluationConfig:
         65536, unit="tokens", doc="validation tokens read at most, always the same ones", low=1
     )
     trace_tokens: int = knob(
-        16384, unit="tokens", doc="tokens kept in trace/STEP.npz; 0 = no trace", low=0
+        16384,
+        unit="tokens",
+        doc="tokens kept in trace/STEP.npz, in rows from all over the text; 0 = no trace",
+        low=0,
     )
 
 
@@ -86,7 +89,8 @@ class Evaluator:
         params = state.params
         sums: Any = None
         traces: list[Arrays] = []
-        traced = tokens = 0
+        length_R: list[int] = []
+        tokens = 0
         for batch in self._batches():
             if stop.requested:
                 return None
@@ -94,10 +98,9 @@ class Evaluator:
             inputs = jax.device_put(model_inputs(batch))
             out = dict(self._step(params, state.router_state, inputs))
             trace = out.pop("trace", None)
-            if trace is not None and traced < self._config.trace_tokens:
-                piece = self._model.host_trace(jax.device_get(trace), batch)
-                traces.append(piece)
-                traced += piece["token_T"].shape[0]
+            if trace is not None and self._config.trace_tokens:
+                traces.append(self._model.host_trace(jax.device_get(trace), batch))
+                length_R.extend(np.count_nonzero(batch["segment_ids"], axis=1))
             # float64 on the host: the sum must not depend on how many batches there are.
             host = jax.tree.map(_wide, jax.device_get(out))
             sums = host if sums is None else jax.tree.map(np.add, sums, host)
@@ -110,7 +113,7 @@ class Evaluator:
         return Evaluation(
             metrics=self._metrics(sums, summary),
             routing=routing,
-            trace=_join(traces, self._config.trace_tokens) if traces else None,
+            trace=_join(traces, _sample(length_R, self._config.trace_tokens)) if traces else None,
             active_width_L=active_width_L,
             active_experts=float(np.mean(routing["active_L"])) if active_width_L.size else math.nan,
             seconds=time.perf_counter() - start,
@@ -158,8 +161,21 @@ def _wide(leaf: Any) -> Any:
     return array.astype(kind)
 
 
-def _join(traces: list[Arrays], limit: int) -> Arrays:
-    """Concatenates along the token axis, which the names mark with a T; other arrays are equal."""
+def _sample(length_R: list[int], limit: int) -> np.ndarray:
+    """Indices of the tokens of whole rows at equal distances: the first rows alone would be one
+    domain. At most `limit` tokens; a single row that is longer is cut."""
+    length = np.asarray(length_R)
+    start = np.cumsum(length) - length
+    rows = np.flatnonzero(length)
+    count = min(len(rows), max(1, len(rows) * limit // max(1, length.sum())))
+    chosen = rows[np.arange(count) * len(rows) // max(1, count)]
+    tokens = [np.arange(start[row], start[row] + length[row]) for row in chosen]
+    return np.concatenate([np.zeros(0, np.int64), *tokens])[:limit]
+
+
+def _join(traces: list[Arrays], index_T: np.ndarray) -> Arrays:
+    """Concatenates along the token axis, which the names mark with a T, and takes those tokens;
+    other arrays are equal."""
     joined = {}
     for name, first in traces[0].items():
         letters = name.rpartition("_")[2]
@@ -168,5 +184,5 @@ def _join(traces: list[Arrays], limit: int) -> Arrays:
             continue
         axis = letters.index("T")
         whole = np.concatenate([piece[name] for piece in traces], axis)
-        joined[name] = np.take(whole, np.arange(min(limit, whole.shape[axis])), axis)
+        joined[name] = np.take(whole, index_T, axis)
     return joined

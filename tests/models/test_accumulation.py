@@ -10,6 +10,7 @@ import pytest
 from model_samples import UNEQUAL, assert_trees_close, make, packed, random_params
 
 from moejax.config import ConfigError, check
+from moejax.experts import WidthPlan
 from moejax.models import ModelConfig
 from moejax.routing import CapacityConfig, LossesConfig
 from moejax.routing.losses import (
@@ -20,7 +21,7 @@ from moejax.routing.losses import (
     ParameterPenalty,
     ZLoss,
 )
-from moejax.routing.routers import ExpertChoice
+from moejax.routing.routers import ExpertChoice, MoEPlusPlus
 from moejax.train.state import TrainState
 from moejax.train.step import make_train_step
 
@@ -75,6 +76,28 @@ def test_losses_of_scope_micro_do(whole):
     for name in ("entropy", "z_loss"):
         value = float(whole[0][f"aux_raw/{name}"])
         assert float(metrics[f"aux_raw/{name}"]) == pytest.approx(value, rel=1e-5)
+
+
+def test_layers_may_have_one_loss_at_two_scopes():
+    layers = {
+        "moe_variants": {"other": dataclasses.replace(UNEQUAL, losses=losses("micro"), experts=6)},
+        "layers": ("moe", "other"),
+    }
+    one, two = (stepped("global", accumulate, **layers)[0] for accumulate in (1, 2))
+    for name in ("entropy", "z_loss"):
+        assert float(two[f"aux/{name}"]) == pytest.approx(float(one[f"aux/{name}"]), rel=1e-5)
+    for metrics in (one, two):
+        aux = sum(float(value) for name, value in metrics.items() if name.startswith("aux/"))
+        total = float(metrics["total_loss"])
+        assert total == pytest.approx(float(metrics["loss"]) + aux, rel=1e-5)
+
+
+def test_routers_that_pass_logits_on_must_agree_on_the_experts():
+    first = dataclasses.replace(UNEQUAL, router=MoEPlusPlus())
+    other = dataclasses.replace(first, widths=WidthPlan(mean=8), experts=4)
+    config = ModelConfig(moe=first, moe_variants={"b": other}, layers=("moe", "b") * 2, d_model=16)
+    with pytest.raises(ConfigError, match=r"same number of experts in all layers, got \[4, 6\]"):
+        check(config, "model")
 
 
 @pytest.mark.parametrize(

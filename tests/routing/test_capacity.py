@@ -14,7 +14,7 @@ from moejax.routing import CAUSES, CapacityConfig, open_ledger
 from moejax.routing.capacity import limit_expert_rows, limit_rows, rank_in_expert
 
 
-def test_capacity_conventions_differ_by_k():
+def test_H1_capacity_conventions_differ_by_k():
     with_k = CapacityConfig(factor=1.0)
     without = dataclasses.replace(with_k, convention="without_k")
     four = (1,) * 4
@@ -30,7 +30,20 @@ def test_capacity_conventions_differ_by_k():
 def test_H6_capacity_of_experts_that_compute_nothing():
     """MoE++: 82.5 assignments for each of 8 FFN experts, 110 for each of 4 others."""
     config = CapacityConfig(factor=1.1, convention="moe_plus_plus", tau=0.75)
-    assert config.expert_capacity(1000, 1, (16,) * 8 + (0,) * 4) == (83,) * 8 + (110,) * 4
+    capacity = config.expert_capacity(1000, 1, (16,) * 8 + (0,) * 4)
+    assert capacity == (83,) * 8 + (110,) * 4
+    # Complexity against a plain MoE, tau N_FFN / (tau N_FFN + N_ZC) = 0.6.
+    assert sum(capacity[:8]) / sum(capacity) == pytest.approx(0.6, abs=2e-3)
+
+
+@pytest.mark.parametrize("name", ["remoe", "expert_choice"])
+def test_a_row_budget_takes_second_choices_whatever_the_expert(name):
+    routing = routing_under_test(name)
+    kept, dropped = limit_rows(routing, 12)
+    assert int(dropped) > 0
+    best_T = np.asarray(routing.combine_TE()).argmax(-1)
+    for token, row in enumerate(np.asarray(kept.combine_TE())):
+        assert not row.any() or row[best_T[token]] > 0
 
 
 def test_evaluation_may_have_its_own_factor():
@@ -70,7 +83,7 @@ def test_only_a_bound_on_first_choices_by_position_is_causal():
         assert kept.expert_TK[0].tolist() == first_token
 
 
-def test_first_tokens_are_served_first():
+def test_H1_first_tokens_are_served_first():
     routing = hand_routing([[0]] * 5, np.full((5, 4), 0.25), 4)
     bounded, dropped = limit_expert_rows(routing, 2)
     assert bounded.expert_TK[:, 0].tolist() == [0, 0, 4, 4, 4]

@@ -48,6 +48,16 @@ def test_A6_active_experts_and_raw_weights(probs, p, experts, weights):
     assert got.requested_T.tolist() == [len(experts)]
 
 
+@pytest.mark.parametrize("inclusive", [True, False])
+def test_A6_p_of_one_takes_every_expert_however_small(inclusive):
+    """A float32 sum reaches 1 before the last probability: it must not end the prefix."""
+    logits = 3 * np.random.default_rng(0).normal(size=(2000, 8))
+    logits[0] = [0, -20, -20, -20, -20, -20, -20, -20]
+    probs = jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+    got = top_p(probs, 1.0, inclusive=inclusive, renormalise=False, k_max=8)
+    assert set(np.asarray(got.requested_T)) == {8}
+
+
 def test_A6_inclusive_threshold_keeps_one_where_strict_keeps_two():
     row = jnp.asarray([[0.4, 0.3, 0.2, 0.1]], jnp.float32)
     strict = top_p(row, 0.4, inclusive=False, renormalise=False, k_max=4)
@@ -159,6 +169,13 @@ def test_C6_and_C7_groups_by_their_best_or_their_two_best():
     assert v2.expert_TK.tolist() == [[0, 1]]
     v3 = SigmoidBias(k=2, groups=2, groups_kept=1).select(scores, {"bias_E": jnp.zeros(4)})
     assert v3.expert_TK.tolist() == [[2, 3]]
+
+
+@pytest.mark.parametrize("best, kept", [(1, {0, 2}), (2, {0, 1})])
+def test_C9_groups_of_V2_and_V3(best, kept):
+    scores = jnp.asarray([[0.9, 0.05, 0.5, 0.5, 0.6, 0.1, 0.3, 0.3]])
+    limited = np.asarray(limit_to_groups(scores, 4, 2, best=best)).reshape(4, 2)
+    assert {group for group in range(4) if np.isfinite(limited[group]).all()} == kept
 
 
 def test_C8_a_closed_group_loses_to_a_negative_score():

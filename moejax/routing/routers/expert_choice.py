@@ -66,10 +66,12 @@ class ExpertChoice(LinearRouter):
         needed_C = np.searchsorted(share_N, np.arange(1, share_N[-1] + 1)).astype(np.int32)
         open_C = inputs.valid_T.sum(dtype=jnp.int32) >= needed_C
         chosen_TE = choose_tokens(scores_TE, inputs.valid_T, open_C)
+        # In order of score, as in every router: a bound serves first choices first.
+        weight_TK, expert_TK = jax.lax.top_k(jnp.where(chosen_TE, scores_TE, -1.0), num_experts)
         routing = self.routing(
             inputs,
-            jnp.where(chosen_TE, jnp.arange(num_experts), num_experts),
-            scores_TE,
+            jnp.where(weight_TK >= 0, expert_TK, num_experts),
+            weight_TK,
             scores_TE=scores_TE,
             logits_TE=logits_TE,
             num_experts=num_experts,

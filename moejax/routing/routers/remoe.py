@@ -60,8 +60,10 @@ class ReMoE(LinearRouter):
         return jax.nn.relu(logits_TE)
 
     def select(self, scores_TE: jax.Array, state: State) -> Selection:
+        # In order of score, as in every router: a bound serves first choices first.
         num_experts = scores_TE.shape[-1]
-        return Selection(jnp.where(scores_TE > 0, jnp.arange(num_experts), num_experts), scores_TE)
+        weight_TK, expert_TK = jax.lax.top_k(scores_TE, num_experts)
+        return Selection(jnp.where(weight_TK > 0, expert_TK, num_experts), weight_TK)
 
     def update_state(self, state: State, stats: RoutingStats) -> State:
         num_experts = stats.count_E.shape[-1]

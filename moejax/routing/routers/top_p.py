@@ -118,7 +118,9 @@ def top_p(
     # The threshold acts on which experts are used, never on a gradient.
     mass_TE = jnp.cumsum(jax.lax.stop_gradient(sorted_TE), axis=-1)
     crossed_TE = mass_TE >= p if inclusive else mass_TE > p
-    # Where rounding keeps the whole mass below p, every expert is in use.
+    # Where rounding keeps the whole mass below p, every expert is in use; at p = 1 it must not end
+    # the prefix early either (a float32 sum may reach 1 before the last, tiny, probability).
+    crossed_TE = crossed_TE & (p < 1.0)
     crossing_T = jnp.where(crossed_TE.any(-1), crossed_TE.argmax(-1), num_experts - 1)
     requested_T = jnp.maximum(crossing_T.astype(jnp.int32) + 1, k_min)
     filled_TK = jnp.arange(k_max) < requested_T[:, None]
