@@ -261,6 +261,14 @@ class Counting(TopK):
         return routing, inputs.carry_TE + 1.0
 
 
+@ROUTERS.register("counting_alone_for_test_transformer")
+@dataclasses.dataclass(frozen=True)
+class CountingAlone(Counting):
+    """Without the carry, which ties layers to one number of experts."""
+
+    carries = False
+
+
 COUNTING = dataclasses.replace(EQUAL, router=Counting(k=2), losses=ADDITIVE)
 
 
@@ -288,8 +296,9 @@ def test_a_carry_passes_from_layer_to_layer_of_a_segment():
 
 def test_every_layer_gets_its_own_router_state_back():
     layers = ("moe", "other", "moe", "other", "dense", "moe")
-    other = dataclasses.replace(COUNTING, experts=6)
-    model = make(COUNTING, moe_variants={"other": other}, layers=layers, num_layers=6)
+    moe = dataclasses.replace(COUNTING, router=CountingAlone(k=2))
+    other = dataclasses.replace(moe, experts=6)
+    model = make(moe, moe_variants={"other": other}, layers=layers, num_layers=6)
     assert [group.layers for group in model.groups] == [(0, 2, 5), (1, 3)]
     _, state = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape), jax.eval_shape(model.init, jax.random.key(0))
