@@ -10,8 +10,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.moejax-installed
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# XLA allocates a step's buffers anew each time. Huge pages (glibc 2.35+; ignored elsewhere) make
-# that twelve times fewer page faults, and a step on the CPU a tenth faster.
+# XLA allocates a step's buffers anew each time; huge pages (glibc 2.35+; ignored elsewhere) spare
+# most of the page faults (docs/performance.md).
 TRAIN := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python
 
 # Runs the tests with one marker. pytest ends with 5 when it finds none, which is not a failure.

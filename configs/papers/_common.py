@@ -80,6 +80,22 @@ def experiment(
     )
 
 
+def t5(paper: str, models: dict[str, ModelConfig]) -> dict[str, Experiment]:
+    """Variants of a paper that trains the way T5X does; length and batch are UNVERIFIED."""
+    return {
+        name: experiment(
+            f"{paper}-{name}",
+            model,
+            T5_OPTIMIZER,
+            T5_SCHEDULE,
+            seq_len=512,  # UNVERIFIED
+            batch_size=2048,  # UNVERIFIED: 2^20 tokens
+            steps=500_000,  # UNVERIFIED
+        )
+        for name, model in models.items()
+    }
+
+
 def resolve(variants: dict[str, Experiment], arg: str | None) -> config_dict.ConfigDict:
     """What `get_config` returns for `variant=NAME,quick=true`; the first variant is the default."""
     choice = parse_argument(arg, variant=tuple(variants), quick=False)

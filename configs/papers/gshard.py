@@ -83,18 +83,7 @@ MODELS = {
     "36l_2048e": _moe(PAPER, MOE_PAPER),
     "dense_base": dataclasses.replace(BASE, moe_every=1),
 }
-VARIANTS = {
-    name: _common.experiment(
-        f"gshard-{name}",
-        model,
-        _common.T5_OPTIMIZER,
-        _common.T5_SCHEDULE,
-        seq_len=512,  # UNVERIFIED
-        batch_size=2048,  # UNVERIFIED
-        steps=500_000,  # UNVERIFIED
-    )
-    for name, model in MODELS.items()
-}
+VARIANTS = _common.t5("gshard", MODELS)
 
 
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:

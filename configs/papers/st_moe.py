@@ -72,18 +72,7 @@ MODELS = {
     "32b": _moe(MODEL_32B, 64, z_loss=1e-3, factor=1.25, eval_factor=2.0),
     "dense_base": dataclasses.replace(BASE, moe_every=1),
 }
-VARIANTS = {
-    name: _common.experiment(
-        f"st_moe-{name}",
-        model,
-        _common.T5_OPTIMIZER,
-        _common.T5_SCHEDULE,
-        seq_len=512,  # UNVERIFIED
-        batch_size=2048,  # UNVERIFIED
-        steps=500_000,  # UNVERIFIED
-    )
-    for name, model in MODELS.items()
-}
+VARIANTS = _common.t5("st_moe", MODELS)
 
 
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:

@@ -72,18 +72,7 @@ MODELS = {
     "large_128": _moe(LARGE, 128, 4096),  # [REPO] but for the 128: UNVERIFIED
     "dense_base": dataclasses.replace(BASE, moe_every=1),  # T5-Base, the matched dense model
 }
-VARIANTS = {
-    name: _common.experiment(
-        f"switch-{name}",
-        model,
-        _common.T5_OPTIMIZER,
-        _common.T5_SCHEDULE,
-        seq_len=512,  # UNVERIFIED
-        batch_size=2048,  # UNVERIFIED: 2^20 tokens
-        steps=500_000,  # UNVERIFIED
-    )
-    for name, model in MODELS.items()
-}
+VARIANTS = _common.t5("switch", MODELS)
 
 
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:

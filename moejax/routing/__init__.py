@@ -8,6 +8,7 @@ from moejax.routing.ledger import CAUSES, Ledger, open_ledger
 from moejax.routing.linear import LinearRouter, Selection
 from moejax.routing.losses import LossesConfig
 from moejax.routing.stats import RoutingStats, routing_stats
+from moejax.routing.unscored import UnscoredRouter
 
 __all__ = [
     "CAUSES",
@@ -22,6 +23,7 @@ __all__ = [
     "Routing",
     "RoutingStats",
     "Selection",
+    "UnscoredRouter",
     "health",
     "open_ledger",
     "routing_stats",

@@ -70,12 +70,14 @@ class Evaluator:
         model: Any,
         step: Callable[..., Any],
         batches: Callable[[], Iterable[dict[str, np.ndarray]]],
+        num_rows: int,
         config: EvaluationConfig,
         bytes_per_token: float,
     ) -> None:
         self._model = model
         self._step = step
         self._batches = batches
+        self._num_rows = num_rows
         self._config = config
         self._bytes_per_token = bytes_per_token
 
@@ -89,8 +91,7 @@ class Evaluator:
         params = state.params
         sums: Any = None
         traces: list[Arrays] = []
-        length_R: list[int] = []
-        tokens = 0
+        tokens = row = 0
         for batch in self._batches():
             if stop.requested:
                 return None
@@ -98,9 +99,10 @@ class Evaluator:
             inputs = jax.device_put(model_inputs(batch))
             out = dict(self._step(params, state.router_state, inputs))
             trace = out.pop("trace", None)
-            if trace is not None and self._config.trace_tokens:
-                traces.append(self._model.host_trace(jax.device_get(trace), batch))
-                length_R.extend(np.count_nonzero(batch["segment_ids"], axis=1))
+            kept = self._traced(batch, row)
+            row += len(batch["segment_ids"])
+            if trace is not None and kept is not None:
+                traces.append(self._model.host_trace(jax.device_get(trace), kept))
             # float64 on the host: the sum must not depend on how many batches there are.
             host = jax.tree.map(_wide, jax.device_get(out))
             sums = host if sums is None else jax.tree.map(np.add, sums, host)
@@ -113,11 +115,21 @@ class Evaluator:
         return Evaluation(
             metrics=self._metrics(sums, summary),
             routing=routing,
-            trace=_join(traces, _sample(length_R, self._config.trace_tokens)) if traces else None,
+            trace=_join(traces, self._config.trace_tokens) if traces else None,
             active_width_L=active_width_L,
             active_experts=float(np.mean(routing["active_L"])) if active_width_L.size else math.nan,
             seconds=time.perf_counter() - start,
         )
+
+    def _traced(self, batch: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray] | None:
+        """The batch with every row blank that is not traced; None if none is. Its first row is
+        row number `row` of the stream; rows past the last are padding."""
+        rows, length = batch["segment_ids"].shape
+        chosen_R = traced_rows(self._num_rows, length, self._config.trace_tokens)[row : row + rows]
+        if not chosen_R.any():
+            return None
+        chosen_R = np.pad(chosen_R, (0, rows - len(chosen_R)))
+        return batch | {"segment_ids": np.where(chosen_R[:, None], batch["segment_ids"], 0)}
 
     def _metrics(self, sums: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, float]:
         loss = float(sums["nll"]) / float(sums["targets"])
@@ -161,21 +173,19 @@ def _wide(leaf: Any) -> Any:
     return array.astype(kind)
 
 
-def _sample(length_R: list[int], limit: int) -> np.ndarray:
-    """Indices of the tokens of whole rows at equal distances: the first rows alone would be one
-    domain. At most `limit` tokens; a single row that is longer is cut."""
-    length = np.asarray(length_R)
-    start = np.cumsum(length) - length
-    rows = np.flatnonzero(length)
-    count = min(len(rows), max(1, len(rows) * limit // max(1, length.sum())))
-    chosen = rows[np.arange(count) * len(rows) // max(1, count)]
-    tokens = [np.arange(start[row], start[row] + length[row]) for row in chosen]
-    return np.concatenate([np.zeros(0, np.int64), *tokens])[:limit]
+def traced_rows(num_rows: int, row_tokens: int, limit: int) -> np.ndarray:
+    """bool `[R]`: whole rows at equal distances, because the first rows alone would be one domain.
+
+    As many as `limit` tokens hold, but at least one if `limit > 0`.
+    """
+    count = min(num_rows, max(1, limit // row_tokens)) if limit else 0
+    chosen_R = np.zeros(num_rows, bool)
+    chosen_R[np.arange(count) * num_rows // max(1, count)] = True
+    return chosen_R
 
 
-def _join(traces: list[Arrays], index_T: np.ndarray) -> Arrays:
-    """Concatenates along the token axis, which the names mark with a T, and takes those tokens;
-    other arrays are equal."""
+def _join(traces: list[Arrays], limit: int) -> Arrays:
+    """Concatenates along the token axis, which the names mark with a T; other arrays are equal."""
     joined = {}
     for name, first in traces[0].items():
         letters = name.rpartition("_")[2]
@@ -184,5 +194,5 @@ def _join(traces: list[Arrays], index_T: np.ndarray) -> Arrays:
             continue
         axis = letters.index("T")
         whole = np.concatenate([piece[name] for piece in traces], axis)
-        joined[name] = np.take(whole, index_T, axis)
+        joined[name] = np.take(whole, np.arange(min(limit, whole.shape[axis])), axis)
     return joined

@@ -99,6 +99,7 @@ class Session:
                 model,
                 eval_step,
                 validation.batches,
+                len(validation.windows),
                 experiment.evaluation,
                 dataset.validation.bytes_per_token,
             )

@@ -239,4 +239,4 @@ def test_a_directory_without_manifest_is_not_trusted(tmp_path):
 
 def test_a_prepared_dataset_needs_no_write_access(story, monkeypatch):
     monkeypatch.setattr("moejax.data.cache._locked", None)
-    build_once(story.directory, lambda directory: {})
+    build_once(story.directory, lambda directory: pytest.fail("built again"))

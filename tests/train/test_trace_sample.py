@@ -5,22 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moejax.train.evaluate import _join, _sample
+from moejax.train.evaluate import _join, traced_rows
 
 
 @pytest.mark.parametrize(
-    "lengths, limit, expected",
+    "rows, limit, expected",
     [
-        ([4, 4, 4, 4], 8, [0, 1, 2, 3, 8, 9, 10, 11]),  # every other row
-        ([4, 4, 4, 4], 16, list(range(16))),
-        ([4, 4, 4, 4], 99, list(range(16))),
-        ([4, 0, 4, 0], 4, [0, 1, 2, 3]),  # rows of padding are no rows
-        ([4, 4], 3, [0, 1, 2]),  # a row longer than the limit is cut
-        ([0, 0], 5, []),
+        (4, 8, [0, 2]),
+        (4, 11, [0, 2]),  # whole rows only
+        (4, 12, [0, 1, 2]),
+        (4, 99, [0, 1, 2, 3]),
+        (9, 12, [0, 3, 6]),
+        (2, 3, [0]),  # a row longer than the limit; it is cut
+        (4, 0, []),
+        (0, 5, []),
     ],
 )
-def test_rows_at_equal_distances(lengths: list[int], limit: int, expected: list[int]) -> None:
-    assert _sample(lengths, limit).tolist() == expected
+def test_rows_at_equal_distances(rows: int, limit: int, expected: list[int]) -> None:
+    assert np.flatnonzero(traced_rows(rows, 4, limit)).tolist() == expected
 
 
 def test_arrays_keep_their_axes() -> None:
@@ -32,6 +34,6 @@ def test_arrays_keep_their_axes() -> None:
         }
         for i in range(3)
     ]
-    joined = _join(pieces, _sample([2, 2, 2, 2, 2, 2], 6))
-    assert joined["token_T"].tolist() == [0, 1, 4, 5, 8, 9]
+    joined = _join(pieces, 6)
+    assert joined["token_T"].tolist() == [0, 1, 2, 3, 4, 5]
     assert joined["expert_LTK"].shape == (2, 6, 1) and joined["layers_L"].shape == (2,)
