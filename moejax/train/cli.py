@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -97,7 +98,20 @@ def import_components(names: Sequence[str]) -> None:
 
 
 def enable_compile_cache(directory: Path) -> None:
-    """Keeps compiled programs on disk, unless the user has chosen a place for them."""
+    """Keeps compiled programs on disk, unless the user has chosen a place for them.
+
+    Raises:
+      ConfigError: the cache directory cannot be made or written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{directory}: cannot keep compiled programs there ({error.strerror}); choose another "
+            "cache with --config.data.cache_dir=DIR or MOEJAX_CACHE=DIR"
+        ) from error
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(directory))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from moejax.train.experiment import Experiment
 from moejax.train.lock import RunLock
 from moejax.train.log import RunLog
 from moejax.train.profile import Profiler
+from moejax.train.programs import Programs
 from moejax.train.progress import Progress
 from moejax.train.rundir import RunDir, Status
 from moejax.train.session import Session
@@ -40,6 +42,7 @@ def run(
     *,
     dataset: Dataset | None = None,
     model: Any = None,
+    programs: Callable[[], Programs] | None = None,
     progress: Progress | None = None,
     profile: tuple[int, int] | None = None,
     argv: list[str] | None = None,
@@ -51,6 +54,8 @@ def run(
       workdir: the run directory; made if absent.
       dataset: prepared data to share between runs; default: prepared from `experiment.data`.
       model: an object with the interface of `Transformer`; default: `Transformer(...)`.
+      programs: returns this experiment's compiled programs; default: they are compiled when they
+        are needed, of `model`.
       progress: where to show what happens; default: nowhere.
       profile: first and last step of an xprof trace.
       argv: command line for env.json.
@@ -81,6 +86,7 @@ def run(
             stop=stop,
             profiler=Profiler(run_dir.profile, profile),
             seen_before=before,
+            programs=programs,
         )
         try:
             final = session.train(dataset, model, argv or environment.python_argv())
@@ -95,11 +101,15 @@ def run(
     return RunResult(run_dir.root, final, already_done=False)
 
 
+def is_done(run_dir: RunDir) -> bool:
+    """Whether the run in a directory is complete; False if there is none."""
+    there = run_dir.final.exists() and run_dir.status.exists()
+    return there and read_json(run_dir.status).get("state") == "done"
+
+
 def _finished(run_dir: RunDir) -> dict[str, Any] | None:
     """The content of final.json if the run is over."""
-    if not (run_dir.final.exists() and run_dir.status.exists()):
-        return None
-    if read_json(run_dir.status).get("state") != "done":
+    if not is_done(run_dir):
         return None
     final = read_json(run_dir.final)
     rundir.check_format(run_dir.final, final)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from moejax.config.files import read_json, write_json
 from moejax.config.knobs import ConfigError
 from moejax.data import Dataset, EvalStream, TrainStream, prepare
-from moejax.models.transformer import Transformer
 from moejax.train import environment, rundir
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.clock import Clock
@@ -23,17 +22,15 @@ from moejax.train.experiment import Experiment
 from moejax.train.flops import FlopsMeter, peak_flops
 from moejax.train.log import RunLog, Sink
 from moejax.train.loop import Loop
-from moejax.train.optimizer import make_optimizer
 from moejax.train.profile import Profiler
+from moejax.train.programs import Programs, compile_programs
 from moejax.train.progress import Progress
 from moejax.train.rundir import RunDir, Status
-from moejax.train.schedule import multiplier
 from moejax.train.signals import StopSignal
 from moejax.train.sinks.jsonl import MetricsFile, truncate
 from moejax.train.sinks.tensorboard import TensorBoard
 from moejax.train.sinks.wandb import WandB
-from moejax.train.state import TrainState, make_init
-from moejax.train.step import make_eval_step, make_train_step, model_inputs
+from moejax.train.state import TrainState
 
 
 @dataclasses.dataclass
@@ -49,6 +46,7 @@ class Session:
     stop: StopSignal
     profiler: Profiler
     seen_before: bool
+    programs: Callable[[], Programs] | None
 
     def train(self, dataset: Dataset | None, model: Any, argv: list[str]) -> dict[str, Any]:
         """Assembles the parts, trains, and returns the content of final.json."""
@@ -67,37 +65,25 @@ class Session:
         if self.stop.requested:
             raise self.stop.error("stopped before the first step; nothing to save")
         self._check_data(dataset, validation)
-        model = Transformer(experiment.model) if model is None else model
+        programs = self._compiled(model)
+        model = programs.model
         meter = FlopsMeter(model.shape(), experiment.data.seq_len)
         self._describe_model(model)
-
-        total, per_step = experiment.total_steps, experiment.tokens_per_step
-        schedule = multiplier(experiment.schedule, total, per_step)
-        optimizer = make_optimizer(experiment.optimizer, schedule)
-        step = make_train_step(
-            model,
-            optimizer,
-            lambda done: experiment.optimizer.lr * schedule(done),
-            experiment.train.accumulate,
-        )
-        init = make_init(model, optimizer)
-        abstract = jax.eval_shape(init, jnp.int32(0))
         checkpoints = Checkpoints(
             self.run_dir.checkpoints, self.run_dir.damaged, experiment.checkpoint.keep
         )
         try:
-            state, clock = self._start(init, abstract, checkpoints)
-            self.progress.begin(experiment.name, total, clock.step)
+            state, clock = self._start(programs, checkpoints)
+            self.progress.begin(experiment.name, experiment.total_steps, clock.step)
             stream = TrainStream(
                 dataset,
                 seed=experiment.seed,
                 batch_size=experiment.train.batch_size,
                 seq_len=experiment.data.seq_len,
             )
-            train_step, eval_step = self._compile(step, model, abstract, stream, validation)
             evaluator = Evaluator(
                 model,
-                eval_step,
+                programs.eval_step,
                 validation.batches,
                 len(validation.windows),
                 experiment.evaluation,
@@ -110,7 +96,7 @@ class Session:
                 experiment=experiment,
                 run_dir=self.run_dir,
                 model=model,
-                step=train_step,
+                step=programs.train_step,
                 evaluator=evaluator,
                 stream=stream,
                 checkpoints=checkpoints,
@@ -186,11 +172,9 @@ class Session:
         if not self.run_dir.model.exists():
             write_json(self.run_dir.model, described)
 
-    def _start(
-        self, init: Any, abstract: TrainState, checkpoints: Checkpoints
-    ) -> tuple[TrainState, Clock]:
+    def _start(self, programs: Programs, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
         """The state to go on from: the newest whole checkpoint, else the initial one."""
-        restored = checkpoints.restore_newest(abstract, self.log.say)
+        restored = checkpoints.restore_newest(programs.abstract, self.log.say)
         if restored is not None:
             state, clock = restored
             kept = truncate(self.run_dir.metrics, clock.step, clock.evaluated_step)
@@ -206,38 +190,22 @@ class Session:
         if self.seen_before and self.status.attempt > 1:
             self.log.say(f"no checkpoint yet: starting at step 0, attempt {self.status.attempt}")
         self.progress.phase("initialising")
-        seed = jnp.int32(self.experiment.seed)
-        # This program runs once; on a CPU, optimising it costs more than it could ever save.
-        on_cpu = jax.local_devices()[0].platform == "cpu"
-        options: dict[str, str | bool] | None = (
-            {"xla_backend_optimization_level": "0"} if on_cpu else None
-        )
-        return jax.jit(init).lower(seed).compile(compiler_options=options)(seed), Clock()
+        return programs.initialise(jnp.int32(self.experiment.seed)), Clock()
 
-    def _compile(
-        self,
-        step: Any,
-        model: Any,
-        abstract: TrainState,
-        stream: TrainStream,
-        validation: EvalStream,
-    ) -> tuple[Any, Any]:
-        """Both step functions, compiled ahead so that nothing can recompile inside the loop."""
+    def _compiled(self, model: Any) -> Programs:
+        """The run's programs; made now, unless a suite has had them made already."""
         self.progress.phase("compiling")
         start = time.perf_counter()
-        batch = _abstract(model_inputs(stream.batch(0)))
-        train_step = jax.jit(step, donate_argnums=0).lower(abstract, batch).compile()
-        seconds = time.perf_counter() - start
-        first = next(iter(validation.batches()))
-        params, router_state = abstract.params, abstract.router_state
-        eval_batch = _abstract(model_inputs(first))
-        evaluate = jax.jit(make_eval_step(model)).lower(params, router_state, eval_batch).compile()
-        both = time.perf_counter() - start
+        compiled = (self.programs or functools.partial(compile_programs, self.experiment, model))()
+        waited = time.perf_counter() - start
+        seconds = compiled.seconds
         self.log.say(
-            f"compiled the train step in {seconds:.1f} s, evaluation in {both - seconds:.1f} s"
+            f"compiled the train step in {seconds['train_step']:.1f} s, evaluation in "
+            f"{seconds['eval_step']:.1f} s, initialisation in {seconds['initialise']:.1f} s; "
+            f"waited {waited:.1f} s"
         )
         self.status.set()
-        return train_step, evaluate
+        return compiled
 
     def _sinks(self, clock: Clock) -> tuple[list[Sink], MetricsFile]:
         config, run_dir = self.experiment.log, self.run_dir
@@ -258,7 +226,3 @@ class Session:
             name=self.experiment.name,
             config=self.plain,
         )
-
-
-def _abstract(batch: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}

@@ -15,8 +15,14 @@ from moejax.train.state import TrainState, Tree, merge
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
 
-MODEL_INPUTS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
-"""What of a batch goes to the device; the rest is for the analysis."""
+MODEL_INPUTS = {
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "segment_ids": jnp.int32,
+    "positions": jnp.int32,
+    "loss_mask": jnp.float32,
+}
+"""What of a batch goes to the device, with its dtype; the rest is for the analysis."""
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import standin
 
 from moejax.data import DataConfig, Dataset
-from moejax.train.session import Session
+from moejax.train import Experiment, session
 
 
 @pytest.fixture(scope="session")
@@ -21,19 +21,17 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Dataset]
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once() -> Iterator[None]:
     """Runs of one process share compiled programs; tests with subprocesses compile for real."""
-    compile_really = Session._compile
+    compile_really = session.compile_programs
     programs: dict[str, Any] = {}
 
-    def compile_once(self: Session, step: Any, model: Any, *args: Any) -> Any:
-        config = self.experiment
+    def compile_once(config: Experiment, model: Any = None) -> Any:
         model_key = model if isinstance(model, standin.StandIn) else config.model
         parts = (model_key, config.optimizer, config.schedule, config.train)
         key = repr((*parts, config.data.seq_len, config.evaluation.batch_size))
         if key not in programs:
-            programs[key] = compile_really(self, step, model, *args)
-        self.progress.phase("compiling")
+            programs[key] = compile_really(config, model)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "_compile", compile_once)
+        patch.setattr(session, "compile_programs", compile_once)
         yield

@@ -78,6 +78,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         [LM, "--workdir=FILE"],
         r"file: is a file; --workdir needs a directory",
     ),
+    "cache is a file": (
+        [LM, "--config.data.cache_dir=FILE", "--workdir=WORK"],
+        r"file/xla: cannot keep compiled programs there \(Not a directory\); choose another cache",
+    ),
     "workdir is occupied": (
         [LM, "--workdir=OCCUPIED"],
         rf"occupied: the run directory is in use by pid {os.getpid()} on host .* since ",
