@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from moejax.data import Dataset, prepare
@@ -21,10 +21,10 @@ def run_suite(
 ) -> list[Path]:
     """Trains every experiment in `out/NAME`, in order; returns the run directories.
 
-    A thread of its own compiles the models, in order, while the data is prepared and while the
-    models before them train: a training step on a CPU leaves part of the cores idle. A run that is
-    done is left alone and one that was interrupted goes on, so calling this again after a kill
-    finishes the same job with the same numbers.
+    A thread of its own compiles all models while the data of the first is prepared; training waits
+    for it, so that every run has the machine to itself and their seconds can be compared. A run
+    that is done is left alone and one that was interrupted goes on, so calling this again after a
+    kill finishes the same job with the same numbers.
 
     Raises:
       ConfigError, RunError: of the run that cannot go on; the runs before it are complete.
@@ -45,6 +45,9 @@ def run_suite(
         for index, (name, experiment) in enumerate(experiments.items(), start=1):
             if experiment.data not in datasets:
                 datasets[experiment.data] = prepare(experiment.data, progress.data)
+            for done, compiled in enumerate(programs.values()):
+                progress.data("compiling", done, len(programs))
+                wait([compiled])
             result = run(
                 experiment,
                 out / name,
