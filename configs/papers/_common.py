@@ -9,8 +9,9 @@ Where a number comes from stands beside it: the section of methods.md, and
 
 Everything here trains on the embedded corpus with a BPE tokenizer of the published vocabulary size:
 the papers' corpora cannot be had offline. `--config.data.corpus=files:...` reads another text.
-Weights start as all of moejax's do (fan-in), whatever the paper's standard deviation; matrix
-products are bfloat16, which the papers use where they say anything. Auxiliary losses are means over
+Weights start as all of moejax's do (fan-in), whatever the paper's standard deviation, but for
+routers, whose `init_std` every config gives; matrix products are bfloat16, which the papers use
+where they say anything. Auxiliary losses are means over
 MoE layers; where a paper's code adds up the losses of its layers, the coefficient is written as
 `coefficient * layers`, which is the same loss.
 """

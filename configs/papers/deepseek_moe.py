@@ -39,7 +39,7 @@ DENSE = ModelConfig(
     num_layers=9,  # C.3 [PAPER]; all of them MoE
     ffn_width=NORMAL,
     attention=AttentionConfig(heads=10),  # C.3 [PAPER]: 10 x 128
-    max_seq_len=4096,
+    max_seq_len=4096,  # 16B: C.3 [PAPER], [HF]; 2B reads half of it
     norm_eps=1e-6,  # 16B: [HF]; others UNVERIFIED
     compute_dtype="bfloat16",  # UNVERIFIED
 )
@@ -62,7 +62,8 @@ MODEL_145B = dataclasses.replace(
 
 
 def _router(k: int) -> TopK:
-    # Raw probabilities: C.1 [PAPER] eq. 10, [HF] norm_topk_prob=false.
+    # Raw probabilities: C.1 [PAPER] eq. 10, [HF] norm_topk_prob=false. Initial standard deviation
+    # 0.006: C.3 [PAPER]; the released code says otherwise (0.02, and its gate kaiming_uniform).
     return TopK(k=k, renormalise=False, init_std=0.006)
 
 

@@ -43,6 +43,9 @@ DYNAMIC = LossesConfig(BALANCE, entropy=Entropy(1e-4))
 
 # Every layer is MoE (expert_frequency 1) and has 16 experts of the dense width [HF].
 EXPERTS = MoeConfig(experts=16, widths=WidthPlan(mean=2816))
+# initializer_range of modeling/configuration_moe.py, the router's too [REPO]; that the paper's
+# models were trained from it is UNVERIFIED.
+INIT_STD = 0.02
 
 OPTIMIZER = OptimizerConfig(
     lr=3e-4, b1=0.9, b2=0.95, weight_decay=0.1, clip_norm=1.0  # UNVERIFIED, all of them
@@ -58,11 +61,11 @@ def _moe(router: TopK | TopP, losses: LossesConfig) -> ModelConfig:
 
 MODELS = {
     # A.1 [REPO]: p = 0.4, strictly beyond it, raw probabilities as weights.
-    "dynamic": _moe(TopP(p=0.4, inclusive=False, renormalise=False), DYNAMIC),
+    "dynamic": _moe(TopP(p=0.4, inclusive=False, renormalise=False, init_std=INIT_STD), DYNAMIC),
     # The official table names these baselines [REPO]; that they have raw weights, as the dynamic
     # model has, and the balance loss alone is UNVERIFIED.
-    "top_2": _moe(TopK(k=2, renormalise=False), LossesConfig(BALANCE)),
-    "top_1": _moe(TopK(k=1, renormalise=False), LossesConfig(BALANCE)),
+    "top_2": _moe(TopK(k=2, renormalise=False, init_std=INIT_STD), LossesConfig(BALANCE)),
+    "top_1": _moe(TopK(k=1, renormalise=False, init_std=INIT_STD), LossesConfig(BALANCE)),
     "dense_374m": DENSE,  # A.3 [DERIVED]
     # 570M is the name in the official table [REPO]. A wider FFN on the same backbone gives it, and
     # about the active parameters of top_2 (581M); how the paper got there is UNVERIFIED.

@@ -34,13 +34,13 @@ BASE = ModelConfig(
     ffn_width=2048,
     activation="geglu",
     attention=AttentionConfig(heads=12),  # 12 x 64
-    max_seq_len=512,
+    max_seq_len=512,  # UNVERIFIED
     compute_dtype="bfloat16",
 )
 MOE_BASE = MoeConfig(
     experts=64,
     widths=WidthPlan(mean=2048),
-    router=TopK(k=2, renormalise=False, init_std=0.02),  # H.1: raw probabilities
+    router=TopK(k=2, renormalise=False, init_std=0.02),  # H.1: raw probabilities; moe.gin
     losses=LossesConfig(LoadBalance(0.01, "switch")),  # a mean over layers (t5x)
     # H.1: 1.25 and 2.0, without K, at least 4. In a decoder tokens are served by position.
     capacity=CapacityConfig(factor=1.25, eval_factor=2.0, convention="without_k", minimum=4),
@@ -63,7 +63,7 @@ PAPER = ModelConfig(
 MOE_PAPER = MoeConfig(
     experts=2048,
     widths=WidthPlan(mean=8192),
-    router=TopK(k=2, renormalise=True),  # g1 / (g1 + g2): H.1 UNVERIFIED
+    router=TopK(k=2, renormalise=True, init_std=0.02),  # g1 / (g1 + g2): H.1 UNVERIFIED
     losses=LossesConfig(LoadBalance(0.01, "switch")),
     capacity=CapacityConfig(factor=1.0, convention="with_k"),  # 2T/E
     activation="relu",

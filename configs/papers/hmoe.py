@@ -2,9 +2,9 @@
 
 `--config=configs/papers/hmoe.py:variant=top_p_0.4b[,quick=true]`
 
-variants  top_p_SIZE and top_k_SIZE with arithmetic widths; top_p_geometric_SIZE and
-          top_p_hybrid_SIZE; the homogeneous baselines moe_top_p_SIZE and moe_top_k_SIZE of equal
-          total size, and equal k or p; dense_SIZE. SIZE is 0.4b or 3b
+variants  top_p_SIZE and top_k_SIZE with arithmetic widths; top_p_geometric_SIZE, top_p_hybrid_SIZE,
+          top_k_geometric_SIZE and top_k_hybrid_SIZE; the homogeneous baselines moe_top_p_SIZE and
+          moe_top_k_SIZE of equal total size, and equal k or p; dense_SIZE. SIZE is 0.4b or 3b
 compared  at equal training FLOPs, not tokens: 7e19 and 2.6e20 (B.4 [PAPER])
 differs   the embedded corpus instead of RedPajama; widths in P-Penalty are divided by their mean,
           and the entropy loss is minimised, where the paper's formulas contradict its text (B.3)
@@ -27,8 +27,9 @@ from moejax.train.optimizer import OptimizerConfig
 from moejax.train.schedule import ScheduleConfig
 
 EXPERTS = 8  # B.1 [PAPER]
-TOP_K = TopK(k=2, renormalise=True)  # B.1 [PAPER] eq. 8
-TOP_P = TopP(p=0.6, inclusive=True, renormalise=True)  # B.1 [PAPER] eq. 9-11
+INIT_STD = 0.02  # of router weights: UNVERIFIED
+TOP_K = TopK(k=2, renormalise=True, init_std=INIT_STD)  # B.1 [PAPER] eq. 8
+TOP_P = TopP(p=0.6, inclusive=True, renormalise=True, init_std=INIT_STD)  # B.1 [PAPER] eq. 9-11
 
 # B.3 [PAPER]: 0.1 (h over its mean: UNVERIFIED), entropy 3e-2 for top-p only, L_lb 1e-2 for the
 # homogeneous baselines. That their top-p has the entropy loss too, and that losses are means over
@@ -72,13 +73,15 @@ def _models(
     hybrid = WidthPlan("hybrid", mean, units[2])
     uniform = WidthPlan(mean=mean)
     hetero_p = LossesConfig(NO_BALANCE, entropy=ENTROPY, parameter_penalty=PENALTY)
+    hetero_k = LossesConfig(NO_BALANCE, parameter_penalty=PENALTY)
     moes = {
         "top_p": MoeConfig(EXPERTS, arithmetic, TOP_P, losses=hetero_p),
-        "top_k": MoeConfig(
-            EXPERTS, arithmetic, TOP_K, losses=LossesConfig(NO_BALANCE, parameter_penalty=PENALTY)
-        ),
+        "top_k": MoeConfig(EXPERTS, arithmetic, TOP_K, losses=hetero_k),
         "top_p_geometric": MoeConfig(EXPERTS, geometric, TOP_P, losses=hetero_p),
         "top_p_hybrid": MoeConfig(EXPERTS, hybrid, TOP_P, losses=hetero_p),
+        # That the paper tries these widths under top-k, too, is UNVERIFIED.
+        "top_k_geometric": MoeConfig(EXPERTS, geometric, TOP_K, losses=hetero_k),
+        "top_k_hybrid": MoeConfig(EXPERTS, hybrid, TOP_K, losses=hetero_k),
         "moe_top_p": MoeConfig(
             EXPERTS, uniform, TOP_P, losses=LossesConfig(BALANCE, entropy=ENTROPY)
         ),
@@ -95,13 +98,21 @@ SIZES = {
     "3b": _models(LARGE_DENSE, LARGE, (256, 128, 2048)),
 }
 
-# The budget over the training FLOPs per token at the active parameters of Table 1 [DERIVED]. Models
-# that the table does not have are taken to be as active as top_p.
+# The budget over the training FLOPs per token at the active parameters of Table 1 [DERIVED]. Widths
+# that the table does not have are taken to be as active as arithmetic ones: UNVERIFIED.
 TOKENS = {
-    "0.4b": {"top_k": 70.2e9, "moe_top_p": 62.7e9, "moe_top_k": 66.2e9, "dense": 27.1e9},
-    "3b": {"top_k": 56.4e9, "moe_top_p": 33.4e9, "moe_top_k": 51.7e9, "dense": 32.4e9},
-}
-TOP_P_TOKENS = {"0.4b": 62.7e9, "3b": 57.9e9}
+    "0.4b": {
+        "top_p": 62.7e9, "top_k": 70.2e9, "moe_top_p": 62.7e9, "moe_top_k": 66.2e9, "dense": 27.1e9
+    },
+    "3b": {
+        "top_p": 57.9e9, "top_k": 56.4e9, "moe_top_p": 33.4e9, "moe_top_k": 51.7e9, "dense": 32.4e9
+    },
+}  # fmt: skip
+
+
+def _tokens(name: str, size: str) -> float:
+    return TOKENS[size][name.removesuffix("_geometric").removesuffix("_hybrid")]
+
 
 VARIANTS = {
     f"{name}_{size}": _common.experiment(
@@ -111,7 +122,7 @@ VARIANTS = {
         SCHEDULE,
         seq_len=4096,  # B.4 [PAPER]
         batch_size=640,  # B.4 [PAPER]
-        steps=f"{TOKENS[size].get(name, TOP_P_TOKENS[size]):g} tokens",
+        steps=f"{_tokens(name, size):g} tokens",
     )
     for size, models in SIZES.items()
     for name, model in models.items()

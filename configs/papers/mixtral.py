@@ -31,8 +31,9 @@ MODEL = ModelConfig(
     moe=MoeConfig(
         experts=8,
         widths=WidthPlan(mean=14_336),
-        # Softmax over the two chosen logits: probabilities divided by their sum.
-        router=TopK(k=2, renormalise=True),
+        # Softmax over the two chosen logits: probabilities divided by their sum. 0.02 is its
+        # initializer_range; what it was trained from is UNVERIFIED.
+        router=TopK(k=2, renormalise=True, init_std=0.02),
         # router_aux_loss_coef 0.02 [HF] in the convention of the port (section 0.2 [REPO]).
         losses=LossesConfig(LoadBalance(0.02, "hf")),
     ),

@@ -34,8 +34,8 @@ SMALL = ModelConfig(
     ffn_width=2048,  # H.6 [PAPER]
     attention=AttentionConfig(heads=12),  # UNVERIFIED
     max_seq_len=2048,  # H.6 [PAPER]
-    norm_eps=1e-6,  # 7B: [HF]
-    compute_dtype="bfloat16",  # 7B: [HF]
+    norm_eps=1e-6,  # 7B: [HF]; others UNVERIFIED
+    compute_dtype="bfloat16",  # 7B: [HF]; others UNVERIFIED
 )
 LARGE = dataclasses.replace(
     SMALL,
@@ -45,6 +45,9 @@ LARGE = dataclasses.replace(
     attention=AttentionConfig(heads=16),  # [HF]
 )
 
+INIT_STD = 0.01
+"""Of router weights: UNVERIFIED. The official code's config class defaults to 0.02 [REPO]."""
+
 
 def _plus_plus(dense: ModelConfig, experts: int, zero: ZeroCompute, tau: float) -> ModelConfig:
     """MoE++ with `experts` FFN experts. tau is that of the results in H.6 [PAPER]."""
@@ -53,7 +56,7 @@ def _plus_plus(dense: ModelConfig, experts: int, zero: ZeroCompute, tau: float) 
         WidthPlan(mean=dense.ffn_width),
         # Top-2 H.6 [PAPER]. One linear layer makes the logits (7B: moe_2layer_gate=false [HF]) and
         # weights are not doubled (7B: moe_feature_no_mul_topk=true [HF]); UNVERIFIED elsewhere.
-        MoEPlusPlus(k=2, renormalise=True, zero_experts=zero.zero, init_std=0.01),
+        MoEPlusPlus(k=2, renormalise=True, zero_experts=zero.zero, init_std=INIT_STD),
         zero_compute=zero,
         # H.6 [PAPER] eq. 7: 0.01. Whether layers are added or averaged: UNVERIFIED (averaged).
         losses=LossesConfig(LoadBalance(0.01, "moe_plus_plus", tau=tau)),
@@ -64,11 +67,12 @@ def _plus_plus(dense: ModelConfig, experts: int, zero: ZeroCompute, tau: float) 
 
 
 def _plain(dense: ModelConfig, experts: int) -> ModelConfig:
-    """The vanilla MoE of the same size: tau = 1 and nothing but FFN experts in all of the above."""
+    """The vanilla MoE of the same size: tau = 1 and nothing but FFN experts in all of the above.
+    That its weights are divided by their sum, too, is UNVERIFIED."""
     moe = MoeConfig(
         experts,
         WidthPlan(mean=dense.ffn_width),
-        TopK(k=2, renormalise=True, init_std=0.01),
+        TopK(k=2, renormalise=True, init_std=INIT_STD),
         losses=LossesConfig(LoadBalance(0.01, "moe_plus_plus")),
         capacity=CapacityConfig(factor=1.1),
     )

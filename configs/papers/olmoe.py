@@ -37,7 +37,8 @@ DENSE = ModelConfig(
 MOE = MoeConfig(
     experts=64,  # H.4 [PAPER], [REPO], [HF]
     widths=WidthPlan(mean=1024),  # H.4 [PAPER], [HF]: mlp_ratio 1 of two halves
-    # H.4: top-8 of raw probabilities ([HF] norm_topk_prob=false); dropless.
+    # H.4: top-8 of raw probabilities ([HF] norm_topk_prob=false); dropless. Router weights of 0.02
+    # [PAPER], there cut off at three standard deviations.
     router=TopK(k=8, renormalise=False, init_std=0.02),
     # H.4 [PAPER], [REPO]: 0.01 and 0.001; megablocks' loss is a mean over layers [REPO].
     losses=LossesConfig(LoadBalance(0.01, "megablocks"), z_loss=ZLoss(0.001)),

@@ -34,7 +34,7 @@ BASE = ModelConfig(
     activation="relu",  # [REPO], [HF]
     attention=AttentionConfig(heads=12),  # [REPO], [HF]: 12 x 64
     tied_embeddings=True,  # [REPO]
-    max_seq_len=512,
+    max_seq_len=512,  # UNVERIFIED
     norm_eps=1e-6,  # [HF]
     compute_dtype="bfloat16",  # [REPO]
 )

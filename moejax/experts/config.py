@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from moejax.config.counts import LayerShape
 from moejax.config.knobs import ConfigError, knob
@@ -64,6 +65,37 @@ class MoeConfig:
             )
         self.router.check_experts(self.num_experts, f"{path}.router")
         self.losses.check_router(self.router, self.num_experts, f"{path}.losses")
+        for name, value, partner, given, what in self._one_quantity():
+            if value != given:
+                raise ConfigError(
+                    f"{path}.losses.{name}={value}: {path}.{partner} gives {given} for {what}; "
+                    f"nearest valid value {given}"
+                )
+
+    def _one_quantity(self) -> Iterator[tuple[str, float, str, float, str]]:
+        """Knobs of two parts that are one number in the papers, where both are in use: the loss's
+        knob and its value, the knob that it must equal and its value, what both speak of."""
+        losses, bounds, used = self.losses, self.capacity, self.losses.coefficients()
+        conventions = {losses.load_balance.convention, bounds.convention}
+        bounded = bounds.factor > 0 or bounds.eval_factor > 0
+        if "load_balance" in used and bounded and conventions == {"moe_plus_plus"}:
+            # MoE++, eq. 7 and 8: the same tau.
+            what = "experts that compute nothing"
+            yield "load_balance.tau", losses.load_balance.tau, "capacity.tau", bounds.tau, what
+        groups = getattr(self.router, "groups", 1)
+        if groups == 1:
+            return
+        # DeepSeek-V2: routing is limited to M of the D devices that both losses balance.
+        for name, loss in (
+            ("device_balance", losses.device_balance),
+            ("communication", losses.communication),
+        ):
+            if name in used:
+                yield f"{name}.groups", loss.groups, "router.groups", groups, "the same devices"
+        if "communication" in used:
+            sent = losses.communication.kept
+            kept = getattr(self.router, "groups_kept", sent)
+            yield "communication.kept", sent, "router.groups_kept", kept, "the devices of a token"
 
     @property
     def num_experts(self) -> int:

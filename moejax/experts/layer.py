@@ -124,6 +124,7 @@ class MoELayer(nnx.Module):
             open_ledger(routing),
             active=config.router.nominal_active(config.num_experts),
             widths=self.spec.widths,
+            valid_T=inputs.valid_T,
             train=inputs.train,
         )
         y_TD, ledger = self.compute(x_TD, kept, ledger)

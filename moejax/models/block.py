@@ -40,6 +40,7 @@ class Tokens:
             valid_T=(self.segment_ids_BS > 0).reshape(-1),
             token_id_T=self.token_id_BS.reshape(-1),
             position_T=self.positions_BS.reshape(-1),
+            segment_T=self.segment_ids_BS.reshape(-1),
             sequence_T=row_BS.reshape(-1),
             key=key,
             carry_TE=carry_TE,

@@ -186,7 +186,7 @@ class Transformer:
         share = (batch["segment_ids"] > 0).sum(dtype=jnp.float32) / denominators["tokens"]
         scopes = ("micro", "sequence") if defer_global else SCOPES
         aux, aux_raw = self._auxiliary(layers, share, scopes)
-        for name, value in self._routers_own(layers, router_state).items():
+        for name, value in self._routers_own(layers, router_state, scopes).items():
             aux[name] = aux.get(name, jnp.zeros((), jnp.float32)) + share * value
         out: Tree = {
             "nll": nll,
@@ -206,19 +206,26 @@ class Transformer:
     @property
     def has_global_losses(self) -> bool:
         """Whether some loss compares loads over all micro-batches of a step."""
-        return any(group.config.losses.coefficients("global") for group in self.groups)
+        return any(
+            group.config.losses.coefficients("global")
+            or group.config.router.auxiliary_scope == "global"
+            for group in self.groups
+        )
 
-    def global_losses(self, out: Tree) -> tuple[jax.Array, Tree]:
+    def global_losses(self, router_state: Tree, out: Tree) -> tuple[jax.Array, Tree]:
         """Losses of scope `global` from the sums of all micro-batches.
 
         Args:
+          router_state: as given to `loss`.
           out: second result of `loss(..., defer_global=True)`, added over micro-batches.
 
         Returns:
           What to add to the loss, and `out` with these losses in `aux` and `aux_raw`; no gradient
           flows into the latter.
         """
-        aux, raw = self._auxiliary(out["layers"], jnp.ones((), jnp.float32), ("global",))
+        layers, scopes = out["layers"], ("global",)
+        aux, raw = self._auxiliary(layers, jnp.ones((), jnp.float32), scopes)
+        aux |= self._routers_own(layers, router_state, scopes)
         total = sum(aux.values(), jnp.zeros((), jnp.float32))
         for kind, found in (("aux", aux), ("aux_raw", raw)):
             # Another group may have a loss of the same name and another scope.
@@ -245,11 +252,13 @@ class Transformer:
         return aux, raw
 
     def _routers_own(
-        self, layers: tuple[RoutingStats, ...], router_state: Tree
+        self, layers: tuple[RoutingStats, ...], router_state: Tree, scopes: tuple[str, ...]
     ) -> dict[str, jax.Array]:
         """Losses that routers bring themselves, scaled, mean over all MoE layers."""
         found: dict[str, jax.Array] = {}
         for group, stats in zip(self.groups, layers, strict=True):
+            if group.config.router.auxiliary_scope not in scopes:
+                continue
             state = self._group_state(group, router_state)
             weight = len(group.layers) / self.num_moe_layers
             for name, value in group.config.router.auxiliary(stats, state).items():

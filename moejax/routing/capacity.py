@@ -3,6 +3,9 @@
 A bound is a pure function `Routing -> Routing` that empties slots; back ends never drop anything
 themselves, so every back end drops the same tokens. Combine weights of the surviving slots are
 left as they are (Switch/GShard: an overflowing token passes through the residual).
+
+Padding has no share in a bound: bounds follow the number of valid tokens, and only the size of
+buffers (`max_rows`) follows the static shape of the batch.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moejax.config.knobs import knob
 from moejax.routing.contract import Routing
@@ -80,17 +84,45 @@ class CapacityConfig:
         factor = self.factor if train else (self.eval_factor or self.factor)
         if factor == 0.0:
             return None
+        shares = [num_tokens * factor * share for share in self._shares(active, widths)]
+        if self.convention == "without_k":
+            return tuple(max(round(share), self.minimum) for share in shares)
+        # 110.00000000000001 assignments are 110.
+        return tuple(max(math.ceil(round(share, 6)), self.minimum) for share in shares)
+
+    def _shares(self, active: float, widths: tuple[int, ...]) -> list[float]:
+        """Balanced load of each expert, in assignments per token of the batch."""
         num_experts = len(widths)
         if self.convention == "without_k":
-            shares = [num_tokens / num_experts] * num_experts
-            return tuple(max(round(share * factor), self.minimum) for share in shares)
-        shares = [num_tokens * active / num_experts] * num_experts
-        if self.convention == "moe_plus_plus":
-            weights = [self.tau if width else 1.0 for width in widths]
-            shares = [num_tokens * active * weight / sum(weights) for weight in weights]
-        # 110.00000000000001 assignments are 110.
-        whole = [math.ceil(round(share * factor, 6)) for share in shares]
-        return tuple(max(capacity, self.minimum) for capacity in whole)
+            return [1 / num_experts] * num_experts
+        if self.convention == "with_k":
+            return [active / num_experts] * num_experts
+        weights = [self.tau if width else 1.0 for width in widths]
+        return [active * weight / sum(weights) for weight in weights]
+
+    def _capacity_of(
+        self,
+        tokens: jax.Array,
+        num_tokens: int,
+        active: float,
+        widths: tuple[int, ...],
+        train: bool,
+    ) -> jax.Array:
+        """int32 `[E]`: `expert_capacity` of a number of tokens that is data, at most `num_tokens`.
+
+        The same for a full batch. In float32 otherwise: a bound within 3e-7 of a whole number is
+        that number, so one beyond a million may be one too small.
+        """
+        full = self.expert_capacity(num_tokens, active, widths, train=train)
+        factor = self.factor if train else (self.eval_factor or self.factor)
+        load_E = tokens * (factor * np.asarray(self._shares(active, widths), np.float32))
+        if self.convention == "without_k":
+            whole_E = jnp.round(load_E)
+        else:
+            whole_E = jnp.ceil(load_E * (1 - 3e-7) - 1e-6)
+        bound_E = jnp.maximum(whole_E.astype(jnp.int32), self.minimum)
+        full_E = jnp.asarray(full, jnp.int32)
+        return jnp.where(tokens == num_tokens, full_E, jnp.minimum(bound_E, full_E))
 
     def apply(
         self,
@@ -99,27 +131,42 @@ class CapacityConfig:
         *,
         active: float,
         widths: tuple[int, ...] | None = None,
+        valid_T: jax.Array | None = None,
         train: bool = True,
     ) -> tuple[Routing, Ledger]:
         """Capacity first, then the row budget; what they turn away goes into the ledger.
 
-        Arguments as `expert_capacity`; without `widths` all experts are alike.
+        Args:
+          active, widths, train: as `expert_capacity`; without `widths` all experts are alike.
+          valid_T: bool `[T]`, the tokens that count; default: all.
         """
         num_tokens = routing.expert_TK.shape[0]
+        tokens = jnp.asarray(num_tokens) if valid_T is None else valid_T.sum(dtype=jnp.int32)
         widths = widths or (1,) * routing.num_experts
         capacity = self.expert_capacity(num_tokens, active, widths, train=train)
         if capacity is not None:
-            routing, dropped = limit_expert_rows(routing, capacity, priority=self.priority)
+            routing, dropped = limit_expert_rows(
+                routing,
+                capacity,
+                bound_E=self._capacity_of(tokens, num_tokens, active, widths, train),
+                priority=self.priority,
+            )
             ledger = ledger.drop("capacity", dropped)
         if self.row_budget > 0.0:
             budget = math.ceil(self.row_budget * num_tokens)
-            routing, dropped = limit_rows(routing, budget, priority=self.priority)
+            bound = jnp.ceil(tokens * jnp.float32(self.row_budget) * (1 - 3e-7)).astype(jnp.int32)
+            bound = jnp.where(tokens == num_tokens, budget, jnp.minimum(bound, budget))
+            routing, dropped = limit_rows(routing, budget, bound=bound, priority=self.priority)
             ledger = ledger.drop("row_budget", dropped)
         return routing, ledger
 
 
 def limit_expert_rows(
-    routing: Routing, capacity: int | tuple[int, ...], *, priority: str = "position"
+    routing: Routing,
+    capacity: int | tuple[int, ...],
+    *,
+    bound_E: jax.Array | None = None,
+    priority: str = "position",
 ) -> tuple[Routing, jax.Array]:
     """Keeps the first `capacity` assignments of each expert, slot-major.
 
@@ -128,6 +175,7 @@ def limit_expert_rows(
 
     Args:
       capacity: one bound for all experts, or one for each.
+      bound_E: int32 `[E]`, the bounds where they are data; `capacity` is then the most they can be.
 
     Returns:
       The bounded routing and the int32 number of assignments dropped.
@@ -136,18 +184,25 @@ def limit_expert_rows(
         capacity = (capacity,) * routing.num_experts
     order_T = _priority_order(routing, priority)
     expert_N = _in_order(routing.expert_TK, order_T).T.reshape(-1)
-    bound_E = jnp.asarray((*capacity, 0), jnp.int32)  # nobody waits for the sentinel
+    if bound_E is None:
+        bound_E = jnp.asarray(capacity, jnp.int32)
+    bound_E = jnp.append(bound_E, 0)  # nobody waits for the sentinel
     keep_N = rank_in_expert(expert_N, routing.num_experts) < bound_E[expert_N]
     return _keep(routing, keep_N, order_T, sum(capacity))
 
 
 def limit_rows(
-    routing: Routing, budget: int, *, priority: str = "position"
+    routing: Routing,
+    budget: int,
+    *,
+    bound: jax.Array | None = None,
+    priority: str = "position",
 ) -> tuple[Routing, jax.Array]:
-    """Keeps the first `budget` assignments of the batch, slot-major (see `limit_expert_rows`)."""
+    """Keeps the first `budget` assignments of the batch, slot-major (see `limit_expert_rows`);
+    the first `bound` of them, an int32 scalar of at most `budget`, if it is given."""
     order_T = _priority_order(routing, priority)
     filled_N = _in_order(routing.filled_TK, order_T).T.reshape(-1)
-    keep_N = jnp.cumsum(filled_N.astype(jnp.int32)) <= budget
+    keep_N = jnp.cumsum(filled_N.astype(jnp.int32)) <= (budget if bound is None else bound)
     return _keep(routing, keep_N, order_T, budget)
 
 

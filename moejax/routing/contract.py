@@ -116,7 +116,15 @@ class Routing:
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["token_id_T", "valid_T", "position_T", "sequence_T", "key", "carry_TE"],
+    data_fields=[
+        "token_id_T",
+        "valid_T",
+        "position_T",
+        "segment_T",
+        "sequence_T",
+        "key",
+        "carry_TE",
+    ],
     meta_fields=["train", "num_experts"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +135,7 @@ class RouterInputs:
       valid_T: bool `[T]`; a padding token (False) fills no slot and enters no statistic.
       token_id_T: int32 `[T]` input token ids (hash routing), or None outside a language model.
       position_T: int32 `[T]` position inside the document, or None.
+      segment_T: int32 `[T]` number of the document within its row, or None.
       sequence_T: int32 `[T]` row of the batch that the token came from, or None.
       key: PRNG key for stochastic routers, or None (then they must behave deterministically).
       carry_TE: float32 `[T, E]` what the router of the previous MoE layer passed on, or None.
@@ -138,6 +147,7 @@ class RouterInputs:
     valid_T: jax.Array
     token_id_T: jax.Array | None = None
     position_T: jax.Array | None = None
+    segment_T: jax.Array | None = None
     sequence_T: jax.Array | None = None
     key: jax.Array | None = None
     carry_TE: jax.Array | None = None
@@ -180,6 +190,11 @@ class Router:
     has_logits: ClassVar[bool] = True
     carries: ClassVar[bool] = False
     """Passes a `[T, E]` array on to the router of the next MoE layer."""
+
+    @property
+    def auxiliary_scope(self) -> str:
+        """Over which tokens `auxiliary` is taken: `micro` (the micro-batch) or `global`."""
+        return "micro"
 
     def slots(self, num_experts: int) -> int:
         """`K`, the static number of slots per token."""

@@ -301,8 +301,10 @@ def parameter_penalty(
 ) -> jax.Array:
     """HMoE eq. 4: `N sum_e M_e Phat_e`, `M_e` = assignments per token x width of the expert.
 
-    With `normalise` widths are in units of their mean: the value is then K at perfect balance of
-    equal experts, and equals the `hmoe` balance loss whenever the widths are equal."""
+    With `normalise` widths are in units of their mean, and equal widths give the `hmoe` balance
+    loss. At perfect balance the value is K whatever the widths; when all tokens collapse on the
+    same K experts it is N times the mean width of those (N for average ones, more for wide ones).
+    Without, both times the mean width in hidden units."""
     width_E = jnp.asarray(widths, jnp.float32)
     if normalise:
         width_E = width_E / width_E.mean()

@@ -2,8 +2,8 @@
 
 Noise drawn as one array changes when padding is added, when rows move or when devices share the
 batch. Here a number is a hash (murmur3's 32-bit finaliser, chained) of the key, of who the token
-is (row of the batch, position, token id) and of a column: pure, counted in nothing, the same on
-every mesh. Good for routing noise and controls; not for cryptography.
+is (row of the batch, document, position, token id) and of a column: pure, counted in nothing, the
+same on every mesh. Good for routing noise and controls; not for cryptography.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ def valid_index(inputs: RouterInputs) -> jax.Array:
 
 
 def token_hash(inputs: RouterInputs) -> jax.Array:
-    """uint32 `[T]`: who a token is, by row of the batch, position in its document and token id.
+    """uint32 `[T]`: who a token is, by row of the batch, document in the row, position in the
+    document and token id.
 
     Without positions (a layer used outside a language model) a token is known by its place among
     the valid tokens.
     """
     if inputs.position_T is None:
         return mix(valid_index(inputs))
-    parts = (inputs.sequence_T, inputs.position_T, inputs.token_id_T)
+    parts = (inputs.sequence_T, inputs.segment_T, inputs.position_T, inputs.token_id_T)
     return mix(*(0 if part is None else part for part in parts))
 
 

@@ -70,8 +70,9 @@ def make_train_step(
             (loss, out), grads = gradient(state.trainable, batch, key)
         elif model.has_global_losses:
             deferred = functools.partial(loss_fn, defer_global=True)
+            at_last = functools.partial(model.global_losses, state.router_state)
             loss, out, grads = _accumulated_globally(
-                deferred, model.global_losses, state.trainable, batch, key, accumulate
+                deferred, at_last, state.trainable, batch, key, accumulate
             )
         else:
             loss, out, grads = _accumulated(gradient, state.trainable, batch, key, accumulate)

@@ -21,7 +21,7 @@ from moejax.routing.losses import (
     ParameterPenalty,
     ZLoss,
 )
-from moejax.routing.routers import ExpertChoice, MoEPlusPlus
+from moejax.routing.routers import ExpertChoice, MoEPlusPlus, ReMoE
 from moejax.train.state import TrainState
 from moejax.train.step import make_train_step
 
@@ -39,7 +39,8 @@ def losses(scope):
 
 def stepped(scope, accumulate, **changes):
     """Metrics and gradients (one step of SGD at rate 1) of four unequal rows."""
-    model = make(dataclasses.replace(UNEQUAL, losses=losses(scope)), **changes)
+    moe = changes.pop("moe", None) or dataclasses.replace(UNEQUAL, losses=losses(scope))
+    model = make(moe, **changes)
     params, router_state = random_params(model)
     sgd = optax.sgd(1.0)
     state = TrainState(
@@ -65,6 +66,19 @@ def whole():
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_global_losses_do_not_depend_on_the_micro_batches(whole, accumulate):
     assert_trees_close(stepped("global", accumulate), whole)
+
+
+def test_nor_does_a_routers_own_loss_of_scope_global():
+    def remoe(scope, accumulate):
+        router = ReMoE(k=2, init_lambda=0.5, scope=scope)
+        off = LossesConfig(LoadBalance(0.0))
+        moe = dataclasses.replace(UNEQUAL, router=router, losses=off)
+        return stepped("micro", accumulate, moe=moe)
+
+    whole, parts = remoe("global", 1), remoe("global", 4)
+    assert_trees_close(parts, whole)
+    micro, _ = remoe("micro", 4)
+    assert float(micro["aux/remoe"]) != pytest.approx(float(whole[0]["aux/remoe"]), rel=1e-3)
 
 
 def test_losses_of_scope_micro_do(whole):

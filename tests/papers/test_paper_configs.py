@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from paper_configs import load, module, sizes
 
 from moejax.config import ConfigError, counts, to_plain
 from moejax.experts import fine_grained
+from moejax.routing import ROUTERS, LinearRouter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAPERS = sorted(
@@ -192,15 +194,31 @@ def test_deepseek_moe_2b_is_gshard_cut_fine() -> None:
 @pytest.mark.parametrize("size", ["0.4b", "3b"])
 def test_hmoe_baselines_are_of_equal_size(size: str) -> None:
     names = [name for _, name in VARIANTS if name.endswith(f"_{size}") and "dense" not in name]
-    assert len(names) == 6
+    assert len(names) == 8
     assert len({sizes("hmoe", name).total for name in names}) == 1
     assert sizes("hmoe", f"top_k_{size}").active == sizes("hmoe", f"moe_top_k_{size}").active
     assert sizes("hmoe", f"top_p_{size}").active == sizes("hmoe", f"moe_top_p_{size}").active
     widths = {name: load("hmoe", name).model.moe.spec.widths for name in names}  # type: ignore[union-attr]
     assert {sum(width) for width in widths.values()} == {{"0.4b": 12_288, "3b": 32_768}[size]}
     step = {"0.4b": 96, "3b": 256}[size]
-    assert widths[f"top_p_{size}"] == tuple(step * n for n in range(9, 24, 2))  # B.2
-    assert widths[f"top_p_hybrid_{size}"] == tuple(8 * step * n for n in (1, 1, 1, 1, 2, 2, 4, 4))
+    for rule in ("top_p", "top_k"):  # B.2, under both of them
+        assert widths[f"{rule}_{size}"] == tuple(step * n for n in range(9, 24, 2))
+        hybrid = tuple(8 * step * n for n in (1, 1, 1, 1, 2, 2, 4, 4))
+        assert widths[f"{rule}_hybrid_{size}"] == hybrid
+        geometric = widths[f"{rule}_geometric_{size}"]
+        ideal = [sum(geometric) * 2**e / 255 for e in range(8)]
+        unit = {"0.4b": 64, "3b": 128}[size]
+        assert all(abs(g - i) < unit for g, i in zip(geometric, ideal, strict=True))
+
+
+@pytest.mark.parametrize("size", ["0.4b", "3b"])
+@pytest.mark.parametrize("rule", ["top_p", "top_k"])
+def test_hmoe_strategies_differ_in_their_widths_alone(rule: str, size: str) -> None:
+    plain = to_plain(load("hmoe", f"{rule}_{size}"))
+    for strategy in ("geometric", "hybrid"):
+        other = to_plain(load("hmoe", f"{rule}_{strategy}_{size}"))
+        changed = {key for key, value in flat(other).items() if flat(plain)[key] != value}
+        assert changed == {"name", "model.moe.widths.strategy", "model.moe.widths.unit"}
 
 
 TABLE_1 = {
@@ -249,6 +267,25 @@ def test_moe_plus_plus_baselines_are_of_equal_size(size: str) -> None:
 
 
 # ---- the files and their document
+
+
+LINEAR = {
+    cls.__name__
+    for cls in map(ROUTERS.get, ROUTERS.names())
+    if issubclass(cls, LinearRouter) and cls.__module__.startswith("moejax.")
+}
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_no_router_starts_from_a_default(paper: str) -> None:
+    """Its initial standard deviation stands in the file, where its source can stand beside it."""
+    source = (REPOSITORY / "configs" / "papers" / f"{paper}.py").read_text()
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    routers = [call for call in calls if getattr(call.func, "id", "") in LINEAR]
+    assert routers
+    for call in routers:
+        names = [word.arg for word in call.keywords]
+        assert "init_std" in names, f"{paper}.py:{call.lineno}: a router without its init_std"
 
 
 @pytest.mark.parametrize("paper", PAPERS)

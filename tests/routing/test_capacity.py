@@ -106,6 +106,38 @@ def test_row_budget_keeps_the_first_rows_slot_major():
     assert int(dropped) == 2 and bounded.max_rows == 4
 
 
+@pytest.mark.parametrize("convention", ["with_k", "without_k", "moe_plus_plus"])
+@pytest.mark.parametrize("priority", ["position", "confidence"])
+@pytest.mark.parametrize("bound", [{"factor": 0.7}, {"row_budget": 0.9}])
+def test_padding_has_no_share_in_a_bound(convention, priority, bound):
+    config = CapacityConfig(convention=convention, priority=priority, **bound)
+    widths = (1,) * 5 + (0,) * 3
+    routing = routing_under_test("top_k")
+    valid_T = np.arange(32) % 5 != 0
+
+    def bounded(routing, valid_T=None):
+        return config.apply(routing, open_ledger(routing), active=2, widths=widths, valid_T=valid_T)
+
+    padded, padded_ledger = jax.jit(bounded)(routing, valid_T)
+    real = {name: getattr(routing, name)[valid_T] for name in ("expert_TK", "weight_TK")}
+    real |= {name: getattr(routing, name)[valid_T] for name in ("requested_T", "scores_TE")}
+    compact, ledger = jax.jit(bounded)(dataclasses.replace(routing, **real, logits_TE=None))
+    np.testing.assert_array_equal(padded.expert_TK[valid_T], compact.expert_TK)
+    assert jax.tree.leaves(padded_ledger) == jax.tree.leaves(ledger)
+    assert int(ledger.capacity) + int(ledger.row_budget) > 0
+
+
+def test_bounds_that_are_data_equal_the_static_ones():
+    for factor in (0.7, 1.0, 1.1, 1.25):
+        config = CapacityConfig(factor=factor)
+        for active in (1.0, 2.0, 2.2):
+            bounds = jax.vmap(
+                lambda n, c=config, a=active: c._capacity_of(n, 10_000, a, (1,) * 6, True)[0]
+            )(jnp.arange(1000))
+            static = [config.expert_capacity(n, active, (1,) * 6)[0] for n in range(1000)]
+            np.testing.assert_array_equal(bounds, static)
+
+
 def test_ranks_count_earlier_assignments_of_the_same_expert():
     expert_N = jnp.asarray([2, 0, 2, 1, 3, 2, 0, 3])
     assert rank_in_expert(expert_N, 3).tolist() == [0, 0, 1, 0, 0, 2, 1, 1]

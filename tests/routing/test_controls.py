@@ -61,6 +61,18 @@ def test_what_hash_routing_needs():
 # ---- random
 
 
+def test_two_documents_of_a_row_draw_their_own_noise():
+    """Also where the same token stands at the same position of both."""
+    zeros = np.zeros(2, np.int32)
+    same = {"token_id_T": zeros, "position_T": zeros, "sequence_T": zeros}
+    key = jax.random.key(0)
+    one, two = noise.uniform(RouterInputs.of(2, **same, key=key), 4, noise.JITTER)
+    assert (one == two).all()
+    inputs = RouterInputs.of(2, **same, segment_T=np.asarray([1, 2], np.int32), key=key)
+    one, two = noise.uniform(inputs, 4, noise.JITTER)
+    assert (one != two).all()
+
+
 def test_random_is_uniform_distinct_and_new_at_each_key():
     tokens = 8000
     inputs = RouterInputs.of(tokens, position_T=ids(tokens), key=jax.random.key(0), train=True)

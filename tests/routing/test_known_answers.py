@@ -19,6 +19,7 @@ from moejax.routing.routers import (
     ReMoE,
     SigmoidBias,
     TopK,
+    TopP,
     choose_tokens,
     top_k,
     top_p,
@@ -64,6 +65,34 @@ def test_A6_inclusive_threshold_keeps_one_where_strict_keeps_two():
     inclusive = top_p(row, 0.4, inclusive=True, renormalise=False, k_max=4)
     assert strict.requested_T.tolist() == [2]
     assert inclusive.requested_T.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "p, num_experts, strict, inclusive",
+    [
+        (0.4, 16, 7, 7),  # Huang et al.
+        (0.6, 8, 5, 5),  # HMoE
+        (0.5, 8, 5, 4),  # p * E is whole: `>` takes one more
+        (0.25, 16, 5, 4),
+        (0.57, 100, 58, 57),  # 0.57 * 100 is 56.99999999999999 in floats
+        (1.0, 8, 8, 8),
+    ],
+)
+def test_A6_what_is_planned_is_what_uniform_scores_request(p, num_experts, strict, inclusive):
+    uniform = jnp.full((1, num_experts), 1 / num_experts, jnp.float32)
+    uneven = jax.nn.softmax(0.1 * jax.random.normal(jax.random.key(0), (64, num_experts)))
+    for says, planned in ((False, strict), (True, inclusive)):
+        router = TopP(p=p, inclusive=says)
+        assert router.nominal_active(num_experts) == planned
+        if num_experts != 100:  # 1/100 is not a float: its sums are next to p, on either side
+            assert router.select(uniform, {}).requested_T.tolist() == [planned]
+        assert (router.select(uneven, {}).requested_T <= planned).all()
+
+
+def test_A6_what_is_planned_keeps_the_bounds():
+    assert TopP(p=0.5, inclusive=True, k_max=3).nominal_active(8) == 3
+    assert TopP(p=0.25, inclusive=True, k_min=3).nominal_active(8) == 3
+    assert TopP(p=1e-9, inclusive=True).nominal_active(8) == 1
 
 
 def test_A6_entropies():
@@ -325,6 +354,19 @@ def test_H5_the_penalty_is_L1_with_balance():
     want = 3e-2 * (f_E * scores_TE).sum() / 6
     got = REMOE.auxiliary(stack(stats), {"lambda": jnp.asarray([3e-2])})["remoe"]
     np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scores", [(0.5, 0.0, 0.0, 0.0), (0.0, 0.3, 0.9, 0.0)])
+def test_H5_the_penalty_at_balance_and_collapse(scores):
+    """lambda times a token's scores at balance, E/k times as much when all use the same k."""
+    k = np.count_nonzero(scores)
+    router = ReMoE(k=k)
+    state = {"lambda": jnp.asarray([3e-2])}
+    for shift, factor in ((1, 1), (0, 4 / k)):
+        scores_TE = np.asarray([np.roll(scores, shift * t) for t in range(8)], np.float32)
+        stats = stats_of(selection_routing(router.select(jnp.asarray(scores_TE), {}), scores_TE))
+        got = router.auxiliary(stack(stats), state)["remoe"]
+        np.testing.assert_allclose(got, 3e-2 * sum(scores) * factor, rtol=1e-5)
 
 
 def test_H5_all_zero_scores_give_no_expert_and_no_nan():

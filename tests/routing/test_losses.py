@@ -69,6 +69,7 @@ GROUPED = {
     "device_balance": (1, GROUPS),
     # At balance each token's two neighbouring experts share a device: M = 1 device per token.
     "communication": (1, GROUPS),
+    "parameter_penalty": (K, N),
 }
 each_scope = pytest.mark.parametrize("scope", SCOPES)
 
@@ -77,9 +78,11 @@ def test_the_table_covers_every_convention():
     assert set(TABLE) == set(CONVENTIONS)
 
 
+WIDTHS = (3, 1) * (N // 2)  # K = 2 neighbours are of average width together
 BALANCE = {name: functools.partial(load_balance, convention=name) for name in CONVENTIONS} | {
     "device_balance": functools.partial(device_balance, group_E=neighbours(N, GROUPS)),
     "communication": functools.partial(communication, kept=1),
+    "parameter_penalty": functools.partial(parameter_penalty, widths=WIDTHS),
 }
 each_balance = pytest.mark.parametrize("name", BALANCE)
 

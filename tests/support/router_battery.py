@@ -28,7 +28,7 @@ from router_subject import (
 from routers_under_test import stack
 
 from moejax.config import ConfigError
-from moejax.routing import routing_stats
+from moejax.routing import LinearRouter, routing_stats
 from moejax.routing.losses import load_balance
 
 REAL = np.arange(T) % 3 != 1  # 21 tokens; the others are padding where a check says so
@@ -99,7 +99,8 @@ def state_keeps_its_shape(subject):
     )(state, stats)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     for old_leaf, new_leaf in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
-        assert (old_leaf.shape, old_leaf.dtype) == (new_leaf.shape, new_leaf.dtype)
+        same = (old_leaf.shape, old_leaf.dtype) == (new_leaf.shape, new_leaf.dtype)
+        assert same, f"update_state made {new_leaf.shape} of {old_leaf.shape}"
     assert all(value.shape == () for value in aux.values())
     assert_finite((new, aux))
 
@@ -203,39 +204,52 @@ def a_batch_of_only_padding(subject):
 
 @a_check
 def ties_go_to_the_lowest_index(subject):
-    """Equal scores: whoever holds n experts holds the first n."""
-    if not subject.router.has_scores:
-        return
-    params = jax.tree.map(np.zeros_like, subject.params)
-    state = jax.tree.map(np.asarray, subject.router.init_state(E))
-    routing = subject.modes(params, state)["evaluated"]
-    held_TE = (routing.expert_TK[:, :, None] == np.arange(E)).any(1)
-    np.testing.assert_array_equal(held_TE, np.arange(E) < routing.active_T[:, None])
+    """Experts alike and tokens alike: slots hold the first experts in order, and where experts
+    choose tokens they choose the first."""
+    router = subject.router
+    if not router.has_scores:
+        return  # nothing that could be equal
+    # Positive, so that a rule with a threshold at 0 (ReMoE) uses somebody.
+    params = jax.tree.map(lambda leaf: np.full_like(leaf, 1 / 8), subject.params)
+    state = jax.tree.map(np.asarray, router.init_state(E))
+    inputs = jax.tree.map(lambda leaf: np.ones_like(leaf) if leaf.ndim else leaf, subject.inputs)
+    routing = subject.modes(params, state, inputs, np.ones_like(subject.x_TD))["evaluated"]
+    if np.ptp(routing.scores_TE):
+        assert not router.expert_equivariant, "equal parameters and tokens, unequal scores"
+        return  # experts that differ by the rule itself cannot be tied
+    active_T = routing.active_T
+    assert active_T.any(), "equal scores, and no expert is in use"
+    slots_K = np.arange(routing.expert_TK.shape[1])
+    want_TK = np.where(slots_K < active_T[:, None], slots_K, E)
+    np.testing.assert_array_equal(routing.expert_TK, want_TK)
+    assert (np.diff(active_T) <= 0).all(), "of equal tokens a later one was preferred"
 
 
 @a_check
 def extreme_logits(subject):
-    """All equal, huge, masked: one row of logits for each one-hot hidden state."""
-    params, x_TD = subject.params, 1e4 * subject.x_TD
-    if "w_DE" in params:
-        logits_DE = np.zeros((D, E), np.float32)
-        logits_DE[1], logits_DE[2] = 3e4, -3e4
-        logits_DE[3, 5] = 3e4
-        logits_DE[4, 5] = -3e4
-        logits_DE[5, ::2], logits_DE[5, 1::2] = 3e4, -3e4
-        logits_DE[6, 2:] = -1e30
-        logits_DE[7, :7] = -1e30
-        logits_DE[8] = -1e30
-        logits_DE[9] = np.linspace(-3e4, 3e4, E)
-        logits_DE[10] = 1e-30
-        logits_DE[11:] = params["w_DE"][11:]
-        params = params | {"w_DE": logits_DE}
-        out = subject.graded(np.eye(T, D, dtype=np.float32), params=params)
-        assert_sound(subject.router, out, bounded=False)
-        assert_finite(out | {"stats": None})  # logsumexp squared is no router's business
-    for x_TD in (0 * subject.x_TD, 1e4 * subject.x_TD):
-        out = subject.graded(x_TD)
-        assert_sound(subject.router, out, bounded=False)
+    """All equal, huge, masked: as rows of logits, and by way of the tokens and the parameters."""
+    router = subject.router
+    rows_TE = np.zeros((T, E), np.float32)
+    rows_TE[1], rows_TE[2] = 3e4, -3e4
+    rows_TE[3, 5] = 3e4
+    rows_TE[4, 5] = -3e4
+    rows_TE[5, ::2], rows_TE[5, 1::2] = 3e4, -3e4
+    rows_TE[6, 2:] = -1e30
+    rows_TE[7, :7] = -1e30
+    rows_TE[8] = -1e30
+    rows_TE[9] = np.linspace(-3e4, 3e4, E)
+    rows_TE[10] = 1e-30
+    silent = dataclasses.replace(subject.inputs, carry_TE=0 * subject.inputs.carry_TE)
+    out = subject.graded(0 * subject.x_TD, silent, shift_TE=rows_TE)
+    if isinstance(router, LinearRouter) and router.has_logits:
+        reached = np.abs(out["routing"].logits_TE).max() > 1e4
+        assert reached, "a LinearRouter that does not use its own `logits`"
+    assert_sound(router, out, bounded=False)
+    assert_finite(out | {"stats": None})  # logsumexp squared is no router's business
+    for tokens, parameters in ((0, 1), (1e4, 1), (1, 1e4), (1, -1e4)):
+        params = {name: parameters * leaf for name, leaf in subject.params.items()}
+        out = subject.graded(tokens * subject.x_TD, params=params)
+        assert_sound(router, out, bounded=False)
         assert_finite(out)
 
 
@@ -300,7 +314,8 @@ def one_expert_for_all(subject):
         subject.inputs, num_experts=1, carry_TE=subject.inputs.carry_TE[:, :1]
     )
     routing = routed_once(router, subject.x_TD, inputs, params, state)
-    assert routing.expert_TK.shape == (T, 1) and np.isfinite(routing.weight_TK).all()
+    assert routing.expert_TK.shape == (T, 1)
+    assert np.isfinite(routing.weight_TK).all(), "one expert, and no finite weight"
     assert set(np.unique(routing.expert_TK)) <= {0, 1} and routing.filled_TK.any()
 
 
@@ -312,7 +327,8 @@ def the_ends_of_p(subject):
     fewest = getattr(subject.router, "k_min", 1)
     _, low = subject.variant(p=1e-9)
     _, high = subject.variant(p=1.0)
-    assert (low.requested_T == fewest).all() and (high.requested_T == E).all()
+    assert (low.requested_T == fewest).all(), f"p -> 0 asks for other than {fewest}"
+    assert (high.requested_T == E).all(), "p = 1 asks for fewer than all experts"
     np.testing.assert_array_equal(low.expert_TK[:, 0], low.scores_TE.argmax(-1))
 
 
@@ -321,35 +337,44 @@ def the_ends_of_p(subject):
 
 @a_check
 def the_balance_loss_lowers_the_load_cv(subject):
-    """From a router biased to load CV >= 1, 20 steps; or the rule itself keeps the load even."""
+    """A router is driven to load CV >= 1 and let go; or its rule keeps the load even all the way.
+
+    Both ways go by the gradient of all parameters, whatever they are.
+    """
     router = subject.router
-    if not router.has_scores or "w_DE" not in subject.params:
-        return
-    # A direction that all tokens share carries the bias: two experts up, the others down.
-    x_TD = subject.x_TD + 1.0
-    bias_E = np.where(np.arange(E) < 2, 1.0, -1.0).astype(np.float32)
-    noise_DE = 0.25 * np.random.default_rng(5).normal(size=(D, E)).astype(np.float32)
-    params = subject.params | {"w_DE": noise_DE + bias_E / D}
+    if not router.has_scores:
+        return  # no probability that a loss could push
+    x_TD = subject.x_TD + 1.0  # a direction that all tokens share carries the bias
     inputs = dataclasses.replace(subject.inputs, carry_TE=None)
-    rest = {name: leaf for name, leaf in params.items() if name != "w_DE"}
+    favour_E = np.array([3, 2, 1] + [-3] * (E - 3), np.float32)
 
-    def loss(w_DE):
-        routing, _ = router(x_TD, inputs, rest | {"w_DE": w_DE}, router.init_state(E))
+    def loss(params, driven):
+        routing, _ = router(x_TD, inputs, params, router.init_state(E))
         stats = routing_stats(routing, inputs)
-        return load_balance(stats, "deepseek"), stats.count_E
+        # No further than to 1: where a rule cuts off (ReMoE), no loss brings the dead back.
+        driven &= stats.count_E.std() < stats.count_E.mean()
+        value_TE = routing.logits_TE if router.has_logits else routing.scores_TE
+        away = ((value_TE - favour_E) ** 2).mean()
+        balance = load_balance(stats, "deepseek")
+        return jnp.where(driven, away, balance), (driven, stats.count_E, stats.prob_E)
 
-    def step(w_DE, _):
-        (_, count_E), slope_DE = jax.value_and_grad(loss, has_aux=True)(w_DE)
-        size = jnp.sqrt((slope_DE**2).mean()) + 1e-12
-        return w_DE - 0.01 * slope_DE / size, count_E
+    def step(carry, _):
+        params, driven = carry
+        slopes, (driven, *seen) = jax.grad(loss, has_aux=True)(params, driven)
 
-    def descend(w_DE):
-        w_DE, counts_NE = jax.lax.scan(step, w_DE, None, length=20)
-        return counts_NE[0], loss(w_DE)[1]
+        def moved(leaf, slope):
+            return leaf - 0.01 * slope / (jnp.sqrt((slope**2).mean()) + 1e-12)
 
-    first_E, last_E = (np.asarray(count) for count in jax.jit(descend)(params["w_DE"]))
-    before, after = first_E.std() / first_E.mean(), last_E.std() / last_E.mean()
-    if before < 1.0:
-        assert np.ptp(first_E) <= 1, f"the biased router's load CV is {before:.2f} only"
+        return (jax.tree.map(moved, params, slopes), driven), seen
+
+    walk = jax.jit(lambda params: jax.lax.scan(step, (params, True), None, length=40)[1])
+    counts_NE, probs_NE = (np.asarray(array) for array in walk(subject.params))
+    cv_N = counts_NE.std(-1) / counts_NE.mean(-1)
+    if (cv_N < 1).all():
+        even = (np.ptp(counts_NE, -1) <= 1).all()
+        assert even, f"driven to a load CV of {cv_N.max():.2f} only"
+        rest = probs_NE[-1, 3:].mean()
+        assert probs_NE[-1, :3].mean() > 2 * rest, "even only because nothing drives it"
     else:
-        assert after < before, f"load CV went from {before:.2f} to {after:.2f}"
+        before, after = cv_N[np.argmax(cv_N >= 1)], cv_N[-1]
+        assert after < 0.75 * before, f"load CV went from {before:.2f} to {after:.2f}"

@@ -2,6 +2,7 @@
 what must hold for whatever it returns.
 """
 
+import copy
 import dataclasses
 import functools
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from routers_under_test import E, make_inputs, make_router, stack
 
-from moejax.routing import CAUSES, routing_stats
+from moejax.routing import CAUSES, LinearRouter, routing_stats
 
 T, D = 32, 16
 
@@ -41,9 +42,9 @@ class Subject:
             [random.permutation(row) for row in table] + [np.arange(E)[E - apart :]]
         )
 
-    def _loss(self, params, x_TD, inputs, state, want_TE):
+    def _loss(self, params, x_TD, inputs, state, want_TE, shift_TE):
         """Something of everything that carries a gradient."""
-        routing, carry_TE = self.router(x_TD, inputs, params, state)
+        routing, carry_TE = shifted(self.router, shift_TE)(x_TD, inputs, params, state)
         stats = routing_stats(routing, inputs)
         combine_TE = routing.combine_TE()
         loss = (combine_TE * want_TE).sum()
@@ -54,14 +55,16 @@ class Subject:
         out = {"routing": routing, "combine_TE": combine_TE, "stats": stats, "loss": loss}
         return loss, out | {"carry_TE": carry_TE}
 
-    def graded(self, x_TD=None, inputs=None, params=None, state=None, want_TE=None):
+    def graded(self, x_TD=None, inputs=None, params=None, state=None, want_TE=None, shift_TE=None):
         """Routing, statistics and gradients, training with a key: NumPy arrays by name."""
+        x_TD = self.x_TD if x_TD is None else x_TD
         gradients, out = self._graded(
             self.params if params is None else params,
-            self.x_TD if x_TD is None else x_TD,
+            x_TD,
             self.inputs if inputs is None else inputs,
             self.state if state is None else state,
             self.want_TE if want_TE is None else want_TE,
+            np.zeros((len(x_TD), E), np.float32) if shift_TE is None else shift_TE,
         )
         out["d_params"], out["d_x"] = gradients
         return jax.tree.map(np.asarray, out)
@@ -92,11 +95,12 @@ class Subject:
     def low_TD(self):
         return self.x_TD.astype(jnp.bfloat16)
 
-    def modes(self, params=None, state=None, inputs=None):
+    def modes(self, params=None, state=None, inputs=None, x_TD=None):
         """Routings of the same tokens: evaluated, without key, in bfloat16, rematerialised."""
+        x_TD = self.x_TD if x_TD is None else x_TD
         out = self._modes(
-            self.x_TD,
-            self.low_TD,
+            x_TD,
+            x_TD.astype(jnp.bfloat16),
             self.inputs if inputs is None else inputs,
             self.params if params is None else params,
             self.state if state is None else state,
@@ -111,6 +115,16 @@ class Subject:
         """A small call of the same rule with other knobs."""
         router = dataclasses.replace(self.router, **knobs)
         return router, routed_once(router, self.x_TD, self.inputs, self.params, self.state)
+
+
+def shifted(router, shift_TE):
+    """The router with something added to its logits where they are made, whatever its parameters
+    are; one that is no LinearRouter has no such place and comes back as it is."""
+    if not isinstance(router, LinearRouter):
+        return router
+    clone = copy.copy(router)
+    object.__setattr__(clone, "logits", lambda *given: router.logits(*given) + shift_TE)
+    return clone
 
 
 def routed_once(router, x_TD, inputs, params, state):

@@ -24,8 +24,9 @@ class NoisyTopK(TopK):
 
     card = Card(
         proposed="Shazeer et al. 2017, arXiv 1701.06538",
-        rule="the `k` best after adding learned Gaussian noise to the logits (training only)",
-        weights="probabilities of the noisy logits, renormalised or raw",
+        rule="the `k` best after adding learned Gaussian noise to the logits (training only); "
+        "optionally from the best groups only",
+        weights="probabilities of the noisy logits, renormalised or raw, times `scale`",
         losses=("load_balance", "z_loss"),
     )
 

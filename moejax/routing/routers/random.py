@@ -17,9 +17,9 @@ from moejax.routing.unscored import UnscoredRouter, distinct_experts
 class Random(UnscoredRouter):
     """`k` distinct experts for each token, drawn anew at each training step.
 
-    What is drawn belongs to the token (row, position, id), so padding, order and mesh change
-    nothing. Without a key, or outside training, `seed` takes the place of the key: each token
-    then keeps its experts.
+    What is drawn belongs to the token (row, document, position, id), so padding, order and mesh
+    change nothing. Without a key, or outside training, `seed` takes the place of the key: each
+    token then keeps its experts.
     """
 
     card = Card(

@@ -38,6 +38,13 @@ class ReMoE(LinearRouter):
     init_lambda: float = knob(
         1e-8, low=0.0, low_open=True, doc="The coefficient that training starts with."
     )
+    scope: str = knob(
+        "micro", choices=("micro", "global"), doc="Tokens over which the penalty's loads are taken."
+    )
+
+    @property
+    def auxiliary_scope(self) -> str:
+        return self.scope
 
     def slots(self, num_experts: int) -> int:
         return num_experts
@@ -76,7 +83,9 @@ class ReMoE(LinearRouter):
     def auxiliary(self, stats: RoutingStats, state: State) -> dict[str, jax.Array]:
         """`lambda * sum_e f_e R_e`, mean over tokens and layers: L1 with balance (eq. 8).
 
-        `f_e = E/(k T) count_e` carries no gradient; `R_e` are the raw scores.
+        `f_e = E/(k T) count_e` carries no gradient; `R_e` are the raw scores. With k experts in
+        use per token it is lambda times the sum of a token's scores at perfect balance, and E/k
+        times as much when all tokens use the same k.
         """
         assert stats.score_E is not None  # ReLU scores are this router's own
         tokens_L1 = jnp.maximum(stats.tokens, 1)[..., None].astype(jnp.float32)

@@ -9,6 +9,7 @@ it follows the paper, crosses at `>=` and renormalises; both choices are knobs.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +68,15 @@ class TopP(LinearRouter):
         return self.k_max or num_experts
 
     def nominal_active(self, num_experts: int) -> float:
-        """Experts that near-uniform scores request: where a fresh router starts."""
-        wanted = max(int(self.p * num_experts) + 1, self.k_min)
-        return float(min(wanted, self.slots(num_experts)))
+        """Experts that uniform scores request, which is where a fresh router starts: the smallest
+        `n` with `n/E > p`, or with `n/E >= p` where `inclusive`; within `k_min` and the slots.
+
+        The two differ by one where `p * E` is whole. Uneven scores gather `p` sooner, so no token
+        requests more than this (unless `k_min` makes it), and training brings the number down.
+        """
+        share = round(self.p * num_experts, 6)  # 0.57 of 100 experts is 57, not 56.99999999999999
+        wanted = math.ceil(share) if self.inclusive else math.floor(share) + 1
+        return float(min(max(wanted, self.k_min), self.slots(num_experts)))
 
     def weight_sum(self) -> tuple[float, float]:
         return (1.0 if self.renormalise else 0.0), 1.0
