@@ -11,8 +11,11 @@ examples:
   python -m experiments.train --import=my_router.py --config=my_config.py --workdir=runs/mine
 
 The same command resumes a run that was interrupted, and leaves a finished one alone.
-Exit codes: 0 done, 1 bug (traceback), 2 wrong use, 3 non-finite loss, 4 storage,
-130 SIGINT and 143 SIGTERM (state saved). See docs/training.md.
+Several processes of one run: the same command in each, which finds Slurm, GKE, TPU VMs and MPI by
+itself; elsewhere also --coordinator=HOST:PORT --processes=N --process=I. See docs/cluster.md.
+
+Exit codes: 0 done, 1 bug (traceback), 2 wrong use, 3 non-finite loss, 4 storage, 5 a process is
+missing, 130 SIGINT and 143 SIGTERM (state saved). See docs/training.md.
 """
 
 from __future__ import annotations
@@ -21,15 +24,17 @@ import os
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections.config_flags import config_flags
 
 from moejax.config import ConfigError, build
+from moejax.sharding import distributed
 from moejax.train import Experiment, run
 from moejax.train.cli import enable_compile_cache, launch
 from moejax.train.knob_table import knob_table
 from moejax.train.profile import parse_steps
-from moejax.train.progress import make_progress
+from moejax.train.progress import Progress, make_progress
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with get_config(arguments); single keys as --config.KEY=VALUE."
@@ -43,6 +48,19 @@ _PROFILE = flags.DEFINE_string(
 )
 _SHOW = flags.DEFINE_bool(
     "show", False, "Print every knob of the resolved config with its meaning, and train nothing."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, for one of several processes of a run."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes the run has.")
+_PROCESS = flags.DEFINE_integer("process", -1, "Number of this one, from 0.")
+_START = flags.DEFINE_integer(
+    "start_seconds", distributed.START_SECONDS, "How long to wait for the other processes."
+)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds",
+    distributed.HEARTBEAT_SECONDS,
+    "A process that is silent for so long is dead, and the others end.",
 )
 
 
@@ -58,13 +76,23 @@ def main(argv: list[str]) -> None:
     profile = parse_steps(_PROFILE.value)
     if not _WORKDIR.value:
         raise ConfigError("--workdir: is required, e.g. --workdir=runs/first")
+    distributed.start(
+        _COORDINATOR.value,
+        _PROCESSES.value,
+        _PROCESS.value,
+        start_seconds=_START.value,
+        heartbeat_seconds=_HEARTBEAT.value,
+    )
     enable_compile_cache(experiment.data.cache_path / "xla")
-    progress = make_progress(experiment.log.console_seconds)
+    first = jax.process_index() == 0
+    progress = make_progress(experiment.log.console_seconds) if first else Progress()
     try:
         workdir = os.path.expanduser(_WORKDIR.value)
         result = run(experiment, workdir, progress=progress, profile=profile, argv=sys.argv)
     finally:
         progress.close()
+    if not first:
+        return
     scores = result.final["eval"]
     was = "was done already" if result.already_done else "done"
     print(

@@ -106,7 +106,7 @@ def resolve(variants: dict[str, Experiment], arg: str | None) -> config_dict.Con
 
 def quick(full: Experiment) -> Experiment:
     """The same experiment in seconds: sizes only, and two MoE layers of the published pattern."""
-    model, attention = full.model, full.model.attention
+    model = full.model
     ratio = QUICK_WIDTH / model.d_model
     return dataclasses.replace(
         full,
@@ -116,12 +116,7 @@ def quick(full: Experiment) -> Experiment:
             d_model=QUICK_WIDTH,
             num_layers=model.first_dense + 2 * model.moe_every,
             ffn_width=shrink(model.ffn_width, ratio),
-            attention=dataclasses.replace(
-                attention,
-                heads=2,
-                kv_heads=attention.kv_heads and 1,
-                head_dim=attention.head_dim and 16,
-            ),
+            attention=model.attention.small(),
             moe=None if model.moe is None else narrow(model.moe, ratio),
         ),
         data=dataclasses.replace(full.data, bpe_vocab_size=320, seq_len=32, limit_bytes=60_000),

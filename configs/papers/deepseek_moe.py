@@ -5,6 +5,8 @@
 variants  2b, 16b, 145b; half_activated (2b with 3 instead of 7 routed experts). At the 2B scale the
           paper's baselines: dense (0.2B), dense_x4, dense_x16 (the upper bound of every 16-expert
           model), hash, switch (top-1), gshard (top-2), gshard_x1.2 and gshard_x1.5 (wider experts)
+counts    2.0B total, 0.3B active (2b); 0.2B, 0.2B (dense); 16.4B, 2.8B (16b); 144.6B, 22.2B
+          (145b): weight matrices with embedding and head, both of them active
 matched   2b, hash, switch, gshard and dense_x16 have the same FFN parameters, 2b and gshard the
           same active ones
 differs   the embedded corpus; the 2B scale's FFN is SwiGLU of 8/3 d (below); weights start by

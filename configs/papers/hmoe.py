@@ -5,6 +5,9 @@
 variants  top_p_SIZE and top_k_SIZE with arithmetic widths; top_p_geometric_SIZE, top_p_hybrid_SIZE,
           top_k_geometric_SIZE and top_k_hybrid_SIZE; the homogeneous baselines moe_top_p_SIZE and
           moe_top_k_SIZE of equal total size, and equal k or p; dense_SIZE. SIZE is 0.4b or 3b
+counts    417M total (0.4b), 0.77B active (3b, top-2) as published; 162.4M active where Table 1 has
+          163M, and 2.58B total where the text has 2.55B, of the published shapes: weight
+          matrices with embedding and head, both of them active
 compared  at equal training FLOPs, not tokens: 7e19 and 2.6e20 (B.4 [PAPER])
 differs   the embedded corpus instead of RedPajama; widths in P-Penalty are divided by their mean,
           and the entropy loss is minimised, where the paper's formulas contradict its text (B.3)

@@ -3,6 +3,7 @@
 `--config=configs/papers/mixtral.py:variant=8x7b[,quick=true]`
 
 variants  8x7b
+counts    46.7B total, 12.9B active: weight matrices with embedding and head, both of them active
 differs   the architecture is published, the training is not: corpus, optimiser, schedule, batch and
           length are UNVERIFIED throughout, and the balance loss is that of its Hugging Face port
 """

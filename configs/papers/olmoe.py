@@ -3,6 +3,7 @@
 `--config=configs/papers/olmoe.py:variant=1b_7b[,quick=true]`
 
 variants  1b_7b; dense_1b (the same backbone, an FFN as wide as the eight active experts)
+counts    6.9B total, 1.3B active: weight matrices with embedding and head, both of them active
 differs   the embedded corpus instead of OLMoE-Mix; RMSNorm of queries and keys is per head here and
           over all heads there; initial weights by fan-in instead of a truncated normal of 0.02; the
           last 100B tokens of annealing to 0 are left out

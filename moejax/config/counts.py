@@ -8,7 +8,9 @@ HMoE 417,202,176 / 162,398,208). An untied embedding and the head both count as 
 A *FLOP* count is training FLOPs per token: 2 per multiply-add of every weight matrix in use
 (embedding look-up 0, head once) plus attention scores, times 3 for forward and backward; no
 recomputation. Attention scores count the causal half: scores and weighted sum over a mean context
-of S/2 are `S * H * Dh` multiply-adds per token. Norms, softmax and activations are left out.
+of S/2 are `S * H * Dh` multiply-adds per token (MLA: the mean of the widths of keys and values).
+The up-projections of a latent count like other matrices. Norms, softmax and activations are left
+out.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class LayerShape:
     """What one transformer layer holds.
 
     Attributes:
-      heads, kv_heads, head_dim: attention geometry.
+      heads, kv_heads, head_dim: attention geometry; head_dim is the width of a query or key.
       dense_width: hidden width of a dense FFN (0 in an MoE layer).
       widths: hidden width of each routed expert (empty in a dense layer).
       shared_width: hidden width of the shared experts together.
@@ -37,6 +39,10 @@ class LayerShape:
       router_parameters: parameters of the router and of the layer's other gates (the shared
         expert's; MoE++'s constant experts).
       norm_parameters: norm scales of the layer.
+      kv_rank: width of the latent that keys and values are made of (MLA); 0: none. Only with it:
+      q_rank: width of the queries' latent; 0: none.
+      rope_dim: part of head_dim whose key is made without the latent, one for all heads.
+      value_dim: width of a head's values; 0: head_dim.
     """
 
     heads: int
@@ -50,6 +56,15 @@ class LayerShape:
     router: str | None = None
     router_parameters: int = 0
     norm_parameters: int = 0
+    kv_rank: int = 0
+    q_rank: int = 0
+    rope_dim: int = 0
+    value_dim: int = 0
+
+    @property
+    def score_width(self) -> int:
+        """Multiply-adds of one query with one key, and of its weight with one value, all heads."""
+        return self.heads * (self.head_dim + (self.value_dim or self.head_dim))
 
     @property
     def nominal_active_width(self) -> float:
@@ -111,7 +126,14 @@ class Parameters:
 
 
 def attention_parameters(d_model: int, layer: LayerShape) -> int:
-    """Query, key, value and output projections, no biases."""
+    """Query, key, value and output projections, no biases; with a latent, what leads to and from
+    it (DeepSeek-V2 2.1)."""
+    if layer.kv_rank:
+        queries, values = layer.heads * layer.head_dim, layer.heads * layer.value_dim
+        keys = layer.heads * (layer.head_dim - layer.rope_dim)
+        to_queries = layer.q_rank * (d_model + queries) if layer.q_rank else d_model * queries
+        to_latent = d_model * (layer.kv_rank + layer.rope_dim)
+        return to_queries + to_latent + layer.kv_rank * (keys + values) + values * d_model
     return d_model * layer.head_dim * (2 * layer.heads + 2 * layer.kv_heads)
 
 
@@ -166,7 +188,7 @@ def flops_per_token(
     counts = parameters(shape, active_widths)
     head = shape.vocab_size * shape.d_model
     matrices = counts.active_non_embedding + counts.router + head
-    scores = sum(seq_len * layer.heads * layer.head_dim for layer in shape.layers)
+    scores = seq_len * sum(layer.score_width for layer in shape.layers) / 2
     return 3 * (2 * matrices + 2 * scores)
 
 

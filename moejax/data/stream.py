@@ -15,6 +15,7 @@ from moejax.data.rows import Batch, build_rows
 
 _TRAIN_KEYS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
 _PREFETCH = 8
+ALL_ROWS = slice(None)
 
 
 class TrainStream:
@@ -48,27 +49,27 @@ class TrainStream:
         order = grain.MapDataset.range(self.windows_per_epoch).seed(seed).shuffle().repeat()
         self._order = order.batch(batch_size)
 
-    def batch(self, step: int, process_index: int = 0, process_count: int = 1) -> Batch:
-        """Returns this process' rows of the batch of `step`, in constant time.
+    def batch(self, step: int, rows: np.ndarray | slice = ALL_ROWS) -> Batch:
+        """Returns rows of the batch of `step`, in constant time; no other text is read.
+
+        Args:
+          rows: numbers of the rows that this process needs, in `[0, batch_size)`.
 
         Returns:
-          `[batch_size / process_count, S]` each: tokens, targets, segment_ids, positions int32
-          and loss_mask float32, as `rows.build_rows` defines them. The rows of all processes,
-          one after another, are the global batch, whatever the number of processes.
+          `[R, S]` each: tokens, targets, segment_ids, positions int32 and loss_mask float32, as
+          `rows.build_rows` defines them.
 
         Raises:
-          ConfigError: a negative step, or processes that do not divide the batch.
+          ConfigError: a negative step.
         """
         if step < 0:
             raise ConfigError(f"step={step}: must be >= 0; nearest valid value: 0")
-        rows = self._rows(process_index, process_count)
         return self._build(self._order[step][rows])
 
     def iterate(
-        self, start_step: int = 0, process_index: int = 0, process_count: int = 1
+        self, start_step: int = 0, rows: np.ndarray | slice = ALL_ROWS
     ) -> Iterator[tuple[int, Batch]]:
         """Yields (step, batch) from `start_step` on, built ahead of time in a thread."""
-        rows = self._rows(process_index, process_count)
         ahead = self._order.map(lambda window: self._build(window[rows])).to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
         )
@@ -78,9 +79,6 @@ class TrainStream:
             yield from enumerate(iterator, start=start_step)
         finally:
             iterator.close()
-
-    def _rows(self, process_index: int, process_count: int) -> slice:
-        return process_rows(self.batch_size, process_index, process_count)
 
     def _build(self, window: np.ndarray) -> Batch:
         pad_id = self.dataset.tokenizer.pad_id
@@ -122,28 +120,24 @@ class EvalStream:
         """The number of batches."""
         return -(-len(self.windows) // self.batch_size)
 
-    def batches(self, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
-        """Yields this process' rows of each batch.
+    def batches(self, rows: np.ndarray | slice = ALL_ROWS) -> Iterator[Batch]:
+        """Yields rows of each batch.
 
         Yields:
-          `[batch_size / process_count, S]` each: what `TrainStream.batch` returns, and of the
+          `[R, S]` each: what `TrainStream.batch` returns, and of the
           input tokens token_class uint8, frequency_rank int32 (in the train split, 0 = most
           frequent), domain uint8, language uint8. Padding has segment_ids 0, loss_mask 0.
-
-        Raises:
-          ConfigError: processes that do not divide the batch.
         """
-        mine = process_rows(self.batch_size, process_index, process_count)
         padded = np.full(len(self) * self.batch_size, -1, np.int64)
         padded[: len(self.windows)] = self.windows
         split, pad_id = self.dataset.validation, self.dataset.tokenizer.pad_id
         for window in padded.reshape(-1, self.batch_size):
-            rows = build_rows(split, window[mine], self.seq_len, pad_id)
-            index, document = rows.pop("index"), rows.pop("document")
-            valid = rows["segment_ids"] > 0
-            yield rows | {
+            built = build_rows(split, window[rows], self.seq_len, pad_id)
+            index, document = built.pop("index"), built.pop("document")
+            valid = built["segment_ids"] > 0
+            yield built | {
                 "token_class": np.where(valid, split.token_class[index], np.uint8(SPECIAL)),
-                "frequency_rank": self.dataset.frequency_rank_V[rows["tokens"]],
+                "frequency_rank": self.dataset.frequency_rank_V[built["tokens"]],
                 "domain": np.where(valid, split.doc_domain[document], np.uint8(0)),
                 "language": np.where(valid, split.doc_language[document], np.uint8(0)),
             }
@@ -158,21 +152,3 @@ class EvalStream:
 
         dataset = self.dataset
         return cross_entropies(positions(), dataset.token_count_V, dataset.pairs)
-
-
-def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Returns which rows of a global batch belong to a process.
-
-    Raises:
-      ConfigError: the batch does not divide, or there is no such process.
-    """
-    if process_count < 1 or batch_size % process_count:
-        nearest = -(-batch_size // max(process_count, 1)) * max(process_count, 1)
-        raise ConfigError(
-            f"batch_size={batch_size}: must be a multiple of the {process_count} processes; "
-            f"nearest valid value: {nearest}"
-        )
-    if not 0 <= process_index < process_count:
-        raise ConfigError(f"process_index={process_index}: must be in [0, {process_count})")
-    share = batch_size // process_count
-    return slice(process_index * share, (process_index + 1) * share)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from moejax.config.counts import LayerShape
 from moejax.config.knobs import ConfigError, knob
 from moejax.config.widths import WidthPlan
+from moejax.experts.backends.grouped_matmul import MATMULS, check_installed
 from moejax.experts.ffn import BACKENDS
-from moejax.experts.spec import ACTIVATIONS, ExpertsSpec, projections
+from moejax.experts.spec import ACTIVATIONS, ROOM, ExpertsSpec, projections
 from moejax.experts.zero_compute import ZeroCompute
 from moejax.routing.capacity import CapacityConfig
 from moejax.routing.contract import ROUTERS, Router
@@ -44,6 +45,18 @@ class MoeConfig:
         "auto", choices=("auto", *BACKENDS), doc="How experts are computed; same results."
     )
     tile: int = knob(128, low=1, unit="rows", doc="Rows per tile of the `tiles` back end.")
+    rows_per_token: float = knob(
+        0.0,
+        low=0.0,
+        unit="rows per token",
+        doc="Rows that the `grouped` back end holds at a time; a batch that needs more takes "
+        "further passes. 0: 1.25 times the planned experts per token.",
+    )
+    grouped_matmul: str = knob(
+        "auto",
+        choices=("auto", *MATMULS),
+        doc="What the `grouped` back end multiplies with; same results.",
+    )
 
     def validate(self, path: str) -> None:
         """Raises ConfigError when the parts do not fit together."""
@@ -63,6 +76,7 @@ class MoeConfig:
                 f"{self.zero_compute.zero} zero experts ({path}.zero_compute.zero); nearest valid "
                 f"value {self.zero_compute.zero}"
             )
+        check_installed(self.grouped_matmul, f"{path}.grouped_matmul")
         self.router.check_experts(self.num_experts, f"{path}.router")
         self.losses.check_router(self.router, self.num_experts, f"{path}.losses")
         for name, value, partner, given, what in self._one_quantity():
@@ -112,6 +126,9 @@ class MoeConfig:
             activation=self.activation,
             backend=self.backend,
             tile=self.tile,
+            grouped_matmul=self.grouped_matmul,
+            rows_per_token=self.rows_per_token
+            or ROOM * self.router.nominal_active(self.num_experts),
         )
 
     def layer_shape(self, attention: LayerShape, d_model: int) -> LayerShape:

@@ -5,19 +5,19 @@ A back end computes every filled slot of the routing and drops nothing of its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 
+from moejax.experts.backends.auto import auto
+from moejax.experts.backends.grouped import grouped
 from moejax.experts.backends.loop import loop
 from moejax.experts.backends.tiles import tiles
+from moejax.experts.plan import Backend
 from moejax.experts.spec import ExpertsSpec, Weights
 from moejax.routing.contract import Routing
 from moejax.routing.ledger import Ledger, open_ledger
 
-Backend = Callable[[jax.Array, Routing, Weights, ExpertsSpec], jax.Array]
-
-BACKENDS: dict[str, Backend] = {"loop": loop, "tiles": tiles}
+BACKENDS: dict[str, Backend] = {"loop": loop, "tiles": tiles, "grouped": grouped}
+"""The back ends by name; "auto" is the one that suits the platform a program is lowered for."""
 
 
 def expert_ffn(
@@ -39,6 +39,11 @@ def expert_ffn(
     Returns:
       `y_TD` in the dtype of `x_TD`, and the ledger with what was dropped on the way.
     """
-    name = "tiles" if spec.backend == "auto" else spec.backend
-    y_TD = BACKENDS[name](x_TD, routing, weights, spec)
+    y_TD = compute(x_TD, routing, weights, spec)
     return y_TD, open_ledger(routing) if ledger is None else ledger
+
+
+def compute(x_TD: jax.Array, routing: Routing, weights: Weights, spec: ExpertsSpec) -> jax.Array:
+    """`y_TD` by the spec's back end."""
+    backend = auto if spec.backend == "auto" else BACKENDS[spec.backend]
+    return backend(x_TD, routing, weights, spec)

@@ -12,7 +12,8 @@ from flax import nnx
 from moejax.config.compose import check
 from moejax.experts.config import MoeConfig
 from moejax.experts.dense import DenseFFN
-from moejax.experts.ffn import expert_ffn
+from moejax.experts.exchange.sharded import Parallel, sharded_expert_ffn
+from moejax.experts.ffn import compute, expert_ffn
 from moejax.experts.spec import init_weights
 from moejax.experts.zero_compute import zero_compute
 from moejax.routing.contract import RouterInputs, Routing
@@ -54,6 +55,8 @@ class MoELayer(nnx.Module):
       rngs: source of the initial parameters (`rngs.params()`).
       param_dtype: dtype of expert weights; weights of routers and gates are always float32.
       out_scale: factor on the initial scale of the down projections.
+      parallel: the mesh that the layer runs on, and how tokens travel; experts are then stored in
+        the order of their placement. None: one device, or a mesh that the caller manages.
 
     Raises:
       ConfigError: the config is impossible (k > E, widths that are no multiple of the unit, ...).
@@ -67,11 +70,16 @@ class MoELayer(nnx.Module):
         rngs: nnx.Rngs,
         param_dtype: jnp.dtype = jnp.float32,
         out_scale: float = 1.0,
+        parallel: Parallel | None = None,
     ) -> None:
         check(config, "moe")
         self.config = config
         self.spec = config.spec
+        self.parallel = parallel
         weights = init_weights(rngs.params(), self.spec, d_model, param_dtype, out_scale)
+        if parallel is not None:
+            placed = parallel.placement(self.spec)
+            weights = {name: placed.place(weight, axis=0) for name, weight in weights.items()}
         router = config.router.init(rngs.params(), d_model, config.num_experts)
         state = config.router.init_state(config.num_experts)
         self.experts = nnx.Dict(jax.tree.map(nnx.Param, weights))
@@ -127,7 +135,7 @@ class MoELayer(nnx.Module):
             valid_T=inputs.valid_T,
             train=inputs.train,
         )
-        y_TD, ledger = self.compute(x_TD, kept, ledger)
+        y_TD, kept, ledger = self._compute(x_TD, kept, ledger)
         return MoeOutput(y_TD, routing, kept, ledger, carry_TE)
 
     def compute(
@@ -143,8 +151,22 @@ class MoELayer(nnx.Module):
         Returns:
           `y_TD` in the dtype of `x_TD`, and the ledger.
         """
+        y_TD, _, ledger = self._compute(x_TD, kept, ledger)
+        return y_TD, ledger
+
+    def _compute(
+        self, x_TD: jax.Array, kept: Routing, ledger: Ledger | None
+    ) -> tuple[jax.Array, Routing, Ledger]:
+        """As `compute`, with what is left of the routing after an exchange that may drop."""
         weights = {name: value[...].astype(x_TD.dtype) for name, value in self.experts.items()}
-        y_TD, ledger = expert_ffn(x_TD, kept, weights, self.spec, ledger)
+        if self.parallel is None:
+            y_TD, ledger = expert_ffn(x_TD, kept, weights, self.spec, ledger)
+        else:
+            ledger = open_ledger(kept) if ledger is None else ledger
+            y_TD, lost = sharded_expert_ffn(x_TD, kept, weights, self.spec, self.parallel, compute)
+            for cause, lost_TK in lost.items():
+                ledger = ledger.drop(cause, lost_TK.sum(dtype=jnp.int32))
+                kept = kept.without(lost_TK)
         gates = {name: value[...] for name, value in self.gates.items()}
         if self.config.zero_compute.total:
             y_TD = y_TD + zero_compute(x_TD, kept, gates, self.config.zero_compute)
@@ -153,7 +175,7 @@ class MoELayer(nnx.Module):
             if "shared_D" in gates:
                 shared_TD = shared_TD * shared_gate(x_TD, gates["shared_D"])
             y_TD = y_TD + shared_TD
-        return y_TD, ledger
+        return y_TD, kept, ledger
 
     def stats(self, out: MoeOutput, inputs: RouterInputs, num_sequences: int) -> RoutingStats:
         """Statistics of a call for losses and health; per sequence where a loss needs it."""

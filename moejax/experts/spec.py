@@ -43,6 +43,10 @@ def projections(activation: str) -> tuple[str, ...]:
     return ("gate", "up", "down") if activation in GATED else ("up", "down")
 
 
+ROOM = 1.25
+"""Rows that `grouped` holds over those that are planned."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ExpertsSpec:
     """Static description of the routed experts of one layer (hashable).
@@ -53,6 +57,10 @@ class ExpertsSpec:
       activation: name in `ACTIVATIONS`.
       backend: name in `moejax.experts.ffn.BACKENDS`, or "auto".
       tile: rows that the `tiles` back end works on at a time.
+      grouped_matmul: name in `moejax.experts.backends.grouped_matmul.MATMULS`, or "auto": what the
+        `grouped` back end multiplies with.
+      rows_per_token: rows that `grouped` holds at a time, per token of the batch; what is more
+        takes further passes. 0: as many as there can be.
     """
 
     widths: tuple[int, ...]
@@ -60,6 +68,8 @@ class ExpertsSpec:
     activation: str = "swiglu"
     backend: str = "auto"
     tile: int = 128
+    grouped_matmul: str = "auto"
+    rows_per_token: float = 0.0
 
     @property
     def num_experts(self) -> int:
@@ -84,6 +94,11 @@ class ExpertsSpec:
     def num_units(self) -> int:
         """`N`, storage units of the layer."""
         return sum(self.units)
+
+    @property
+    def widest_first(self) -> tuple[int, ...]:
+        """Experts by descending width, those of one width in their own order."""
+        return tuple(sorted(range(self.num_experts), key=lambda expert: -self.widths[expert]))
 
     def by_width(self) -> dict[int, tuple[int, ...]]:
         """Experts of each distinct positive width, widest first."""

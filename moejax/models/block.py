@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from moejax.experts.config import MoeConfig
 from moejax.experts.dense import DenseFFN
+from moejax.experts.exchange.sharded import Parallel
 from moejax.experts.layer import MoELayer
-from moejax.models.attention import Attention, AttentionInputs, KVCache
+from moejax.models.attention import AttentionInputs
 from moejax.models.config import ModelConfig
 from moejax.models.norm import RMSNorm
 from moejax.routing.contract import RouterInputs, Routing
 from moejax.routing.stats import RoutingStats
 
 
-@jax.tree_util.register_dataclass
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["token_id_BS", "positions_BS", "segment_ids_BS"],
+    meta_fields=["mesh"],
+)
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """What every block may know about the tokens, besides their hidden states. All `[B, S]`."""
+    """What every block may know about the tokens, besides their hidden states. All `[B, S]`, and
+    the mesh that they lie on."""
 
     token_id_BS: jax.Array
     positions_BS: jax.Array
     segment_ids_BS: jax.Array
+    mesh: Mesh | None = None
 
     @property
     def attention(self) -> AttentionInputs:
-        return AttentionInputs(self.positions_BS, self.segment_ids_BS)
+        return AttentionInputs(self.positions_BS, self.segment_ids_BS, self.mesh)
 
     def router(self, key: jax.Array | None, carry_TE: Any, train: bool) -> RouterInputs:
         """The same tokens, flattened for a router."""
@@ -54,13 +63,20 @@ class BlockOut(NamedTuple):
     stats: RoutingStats | None
     expert_TK: jax.Array | None
     carry_TE: jax.Array | None
-    cache: KVCache | None
+    cache: Any
 
 
 class Block(nnx.Module):
     """Pre-norm residual block; `moe=None` makes its FFN dense."""
 
-    def __init__(self, config: ModelConfig, moe: MoeConfig | None, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        moe: MoeConfig | None,
+        *,
+        rngs: nnx.Rngs,
+        parallel: Parallel | None = None,
+    ) -> None:
         param_dtype = config.dtypes[0]
         # GPT-2's residual scaling: the sum of 2L branches starts with unit-order variance.
         out_scale = (2 * config.num_layers) ** -0.5
@@ -70,14 +86,12 @@ class Block(nnx.Module):
             "out_scale": out_scale,
         }
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps, param_dtype)
-        self.attention = Attention(
-            config.d_model, config.attention, norm_eps=config.norm_eps, **shared
-        )
+        self.attention = config.attention.build(config.d_model, norm_eps=config.norm_eps, **shared)
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps, param_dtype)
         self.ffn: MoELayer | DenseFFN = (
             DenseFFN(config.d_model, config.ffn_width, activation=config.activation, **shared)
             if moe is None
-            else MoELayer(config.d_model, moe, **shared)
+            else MoELayer(config.d_model, moe, parallel=parallel, **shared)
         )
 
     def __call__(
@@ -87,7 +101,7 @@ class Block(nnx.Module):
         *,
         key: jax.Array | None = None,
         carry_TE: jax.Array | None = None,
-        cache: KVCache | None = None,
+        cache: Any = None,
         train: bool = False,
     ) -> tuple[jax.Array, BlockOut]:
         """Hidden states `[B, S, D]` in, the same shape and dtype out."""

@@ -6,11 +6,11 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from moejax.config.counts import LayerShape, ModelShape
+from moejax.config.counts import ModelShape
 from moejax.config.knobs import ConfigError, knob, nearest
 from moejax.experts.config import MoeConfig
 from moejax.experts.spec import ACTIVATIONS, projections
-from moejax.models.attention import AttentionConfig
+from moejax.models.attention import ATTENTIONS, AttentionConfig, AttentionKind
 from moejax.models.remat import POLICIES
 from moejax.models.segments import Plan
 
@@ -30,7 +30,7 @@ class ModelConfig:
         choices=tuple(ACTIVATIONS),
         doc="Activation of dense FFNs (MoE layers: `moe`).",
     )
-    attention: AttentionConfig = AttentionConfig()
+    attention: AttentionKind = knob(AttentionConfig(), registry=ATTENTIONS)
     moe: MoeConfig | None = knob(None, doc="The MoE layer; None: every layer is dense.")
     first_dense: int = knob(0, low=0, unit="layers", doc="Leading layers that stay dense.")
     moe_every: int = knob(
@@ -123,15 +123,11 @@ class ModelConfig:
 
     def shape(self) -> ModelShape:
         """What the analytic counts need."""
-        attention = self.attention.resolve(self.d_model)
+        attention = self.attention.layer_shape(self.d_model)
+        norms = 2 * self.d_model + attention.norm_parameters
+        base = dataclasses.replace(attention, norm_parameters=norms)
         layers = []
         for moe in self.plan():
-            base = LayerShape(
-                heads=attention.heads,
-                kv_heads=attention.kv_heads,
-                head_dim=attention.head_dim,
-                norm_parameters=2 * self.d_model + attention.num_vector_parameters,
-            )
             if moe is None:
                 matrices = len(projections(self.activation))
                 layers.append(

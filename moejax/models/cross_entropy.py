@@ -12,6 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from moejax.sharding import BATCH_AXES
 
 
 def chunked_cross_entropy(
@@ -53,6 +56,39 @@ def chunked_cross_entropy(
     )
     nll_BS = nll_CR.reshape(-1, batch, chunk).swapaxes(0, 1).reshape(batch, -1)[:, :length]
     return total, jax.lax.stop_gradient(nll_BS)
+
+
+def sharded_cross_entropy(
+    x_BSD: jax.Array,
+    table_VD: jax.Array,
+    targets_BS: jax.Array,
+    mask_BS: jax.Array,
+    *,
+    mesh: Mesh | None,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """`chunked_cross_entropy` on a mesh: each device its own rows (and columns of the vocabulary).
+
+    Left to the compiler, the gradient of the table would be summed over devices once per chunk;
+    here it is once. A mesh of None is one device.
+    """
+    axes = () if mesh is None else tuple(a for a in BATCH_AXES if mesh.shape[a] > 1)
+    if not axes:
+        return chunked_cross_entropy(x_BSD, table_VD, targets_BS, mask_BS, **options)
+    rows = PartitionSpec(axes)
+
+    def local(*given: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total, nll_BS = chunked_cross_entropy(*given, **options)
+        return jax.lax.psum(total, axes), nll_BS
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(rows, PartitionSpec(), rows, rows),
+        out_specs=(PartitionSpec(), rows),
+        axis_names=set(axes),  # `tensor` stays with the compiler
+        check_vma=False,
+    )(x_BSD, table_VD, targets_BS, mask_BS)
 
 
 def _logits(x_RD: jax.Array, table_VD: jax.Array, logits_dtype: jnp.dtype) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.experts.config import MoeConfig
+from moejax.experts.exchange.sharded import Parallel
 from moejax.experts.layer import RouterState
-from moejax.models.attention import KVCache
 from moejax.models.block import Block, BlockOut, Tokens
 from moejax.models.config import ModelConfig
 from moejax.models.remat import rematerialise
 from moejax.models.segments import Segment
+from moejax.sharding import constrain_rows
 
 Tree = dict[str, Any]
 
@@ -22,14 +24,16 @@ Tree = dict[str, Any]
 class BlockFunctions:
     """A block as pure functions of dicts: NNX used functionally (split once, merge inside)."""
 
-    def __init__(self, config: ModelConfig, moe: MoeConfig | None) -> None:
-        self.config, self.moe = config, moe
-        abstract = nnx.eval_shape(lambda: Block(config, moe, rngs=nnx.Rngs(0)))
+    def __init__(
+        self, config: ModelConfig, moe: MoeConfig | None, parallel: Parallel | None
+    ) -> None:
+        self._new = functools.partial(Block, config, moe, parallel=parallel)
+        abstract = nnx.eval_shape(lambda: self._new(rngs=nnx.Rngs(0)))
         self._graph, *self._templates = nnx.split(abstract, nnx.Param, RouterState)
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Parameters and router state of one block."""
-        block = Block(self.config, self.moe, rngs=nnx.Rngs(key))
+        block = self._new(rngs=nnx.Rngs(key))
         _, *states = nnx.split(block, nnx.Param, RouterState)
         params, router_state = (nnx.to_pure_dict(state) for state in states)
         return params, router_state
@@ -49,9 +53,12 @@ class BlockFunctions:
 class SegmentStack:
     """The blocks of one segment, `repeat` times their pattern."""
 
-    def __init__(self, config: ModelConfig, segment: Segment) -> None:
+    def __init__(
+        self, config: ModelConfig, segment: Segment, parallel: Parallel | None = None
+    ) -> None:
         self.config, self.segment = config, segment
-        self.blocks = [BlockFunctions(config, moe) for moe in segment.pattern]
+        self.mesh = None if parallel is None else parallel.mesh
+        self.blocks = [BlockFunctions(config, moe, parallel) for moe in segment.pattern]
 
     def init(self, key: jax.Array) -> tuple[Tree, Tree]:
         """Parameters and router state with a leading `repeat` axis, keyed by pattern position."""
@@ -108,7 +115,10 @@ class SegmentStack:
                     own_key,
                     None if caches is None else caches[name],
                 )
+                x_BSD = constrain_rows(x_BSD, self.mesh)
                 carry_TE = out.carry_TE
+                if carry_TE is not None:
+                    carry_TE = constrain_rows(carry_TE, self.mesh)
                 outs.append(out._replace(carry_TE=None))
             return (x_BSD, carry_TE), outs
 
@@ -132,10 +142,9 @@ class SegmentStack:
         return None
 
     def caches(self, batch: int, capacity: int) -> Tree:
-        """Empty key-value caches, stacked like the parameters."""
-        attention = self.config.attention.resolve(self.config.d_model)
-        one = KVCache.empty(
-            batch, capacity, attention.kv_heads, attention.head_dim, self.config.dtypes[1]
+        """Empty caches of the attention layers, stacked like the parameters."""
+        one = self.config.attention.empty_cache(
+            self.config.d_model, batch, capacity, self.config.dtypes[1]
         )
         stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * self.segment.repeat), one)
         return {str(position): stacked for position in range(len(self.blocks))}

@@ -13,15 +13,18 @@ import numpy as np
 from moejax.config.compose import check
 from moejax.config.counts import ModelShape
 from moejax.experts.config import MoeConfig
+from moejax.experts.exchange.placement import Placement
+from moejax.experts.exchange.sharded import Parallel
 from moejax.models import metrics
 from moejax.models.block import BlockOut, Tokens
 from moejax.models.config import ModelConfig
-from moejax.models.cross_entropy import chunked_cross_entropy
+from moejax.models.cross_entropy import sharded_cross_entropy
 from moejax.models.norm import RMSNorm
 from moejax.models.segments import segments
 from moejax.models.stack import SegmentStack
 from moejax.routing.losses import SCOPES
 from moejax.routing.stats import RoutingStats
+from moejax.sharding import constrain_rows
 
 Tree = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -52,14 +55,20 @@ class Transformer:
     Parameters are a nested dict `{embed, segments, final_norm, head?}`; blocks of a segment are
     stacked along a leading layer axis.
 
+    Args:
+      config: what it is.
+      parallel: the mesh that it runs on; None: one device.
+
     Raises:
       ConfigError: the config is impossible.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, parallel: Parallel | None = None) -> None:
         check(config, "model")
         self.config = config
-        self.segments = tuple(SegmentStack(config, s) for s in segments(config.plan()))
+        self.parallel = parallel
+        self.mesh = None if parallel is None else parallel.mesh
+        self.segments = tuple(SegmentStack(config, s, parallel) for s in segments(config.plan()))
         self.groups = _groups(self.segments)
         self.num_moe_layers = sum(len(group.layers) for group in self.groups)
 
@@ -100,6 +109,7 @@ class Transformer:
         """Final normalised hidden states `[B, S, D]` and the block outputs by segment."""
         dtype = self.config.dtypes[1]
         x_BSD = params["embed"]["table_VD"][tokens.token_id_BS].astype(dtype)
+        x_BSD = constrain_rows(x_BSD, self.mesh)
         outs = []
         for index, stack in enumerate(self.segments):
             x_BSD, out = stack.apply(
@@ -172,13 +182,14 @@ class Transformer:
           and `trace` on request. Losses of scope `micro` and `sequence` are computed on the
           statistics of the micro-batch at hand and weighted by its tokens.
         """
-        tokens = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"])
+        tokens = Tokens(batch["tokens"], batch["positions"], batch["segment_ids"], self.mesh)
         x_BSD, outs = self.hidden(params, router_state, tokens, key, train=train)
-        nll, nll_BS = chunked_cross_entropy(
+        nll, nll_BS = sharded_cross_entropy(
             x_BSD,
             self.head_table(params),
             batch["targets"],
             batch["loss_mask"],
+            mesh=self.mesh,
             chunk=self.config.loss_chunk,
             logits_dtype=self.config.dtypes[2],
         )
@@ -286,6 +297,15 @@ class Transformer:
             block = router_state["segments"][str(segment)].get(str(position), {})
             parts.append(block.get("ffn", {}).get("router_state", {}))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+    def placements(self) -> dict[tuple[str, str], Placement]:
+        """On a mesh, where the experts of each MoE block are, by segment and position."""
+        found = {}
+        for index, stack in enumerate(self.segments):
+            for position, moe in enumerate(stack.segment.pattern):
+                if moe is not None and self.parallel is not None:
+                    found[str(index), str(position)] = self.parallel.placement(moe.spec)
+        return found
 
     def shape(self) -> ModelShape:
         """What the analytic counts need."""

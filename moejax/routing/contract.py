@@ -108,6 +108,14 @@ class Routing:
             raise ValueError("this routing has no scores (its router is hash-like)")
         return normalised(self.scores_TE)
 
+    def without(self, lost_TK: jax.Array) -> Routing:
+        """The routing with some slots emptied."""
+        return dataclasses.replace(
+            self,
+            expert_TK=jnp.where(lost_TK, self.num_experts, self.expert_TK),
+            weight_TK=jnp.where(lost_TK, 0, self.weight_TK),
+        )
+
     def combine_TE(self) -> jax.Array:
         """`[T, E]` combine weight of every token for every expert (0 where not routed)."""
         one_hot_TKE = self.expert_TK[..., None] == jnp.arange(self.num_experts)

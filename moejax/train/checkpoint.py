@@ -1,15 +1,15 @@
 """Checkpoints: asynchronous, atomic, verified on the way back in.
 
 A thin layer over orbax's CheckpointManager. Orbax gives atomic commits (a directory that is not
-finished is never listed) and background writes. This module adds what a long run also needs: a
-digest of every array, so that a flipped bit is found instead of trained on; a structure check that
-names the first differing leaf; and the fall-back to an older whole checkpoint, loudly.
+finished is never listed), background writes, and restoring onto other devices. This module adds
+what a long run also needs: a digest of every array, so that a flipped bit is found instead of
+trained on; a structure check that names the first differing leaf; and the fall-back to an older
+whole checkpoint, loudly. Of several processes each writes and reads its part, and all must call.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from moejax.config.knobs import knob
 from moejax.train.clock import Clock
+from moejax.train.digest import digests
 from moejax.train.errors import StorageError
+from moejax.train.layout import Layout
 from moejax.train.state import TrainState
+from moejax.train.votes import all_problems, on_first
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: digests are computed on the devices, so that they are the same on any mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +45,11 @@ class CheckpointConfig:
 class Checkpoints:
     """The `checkpoints/` directory of a run that is locked by this process."""
 
-    def __init__(self, directory: Path, damaged: Path, keep: int) -> None:
+    def __init__(self, directory: Path, damaged: Path, keep: int, layout: Layout) -> None:
         self._directory = directory.absolute()
         self._damaged = damaged
         self._keep = keep
+        self._layout = layout
         self._manager = self._open()
 
     def steps(self) -> list[int]:
@@ -60,7 +64,7 @@ class Checkpoints:
         Raises:
           StorageError: this save could not start, or an earlier one failed in its thread.
         """
-        tree = _as_dict(state)
+        tree = _as_dict(self._layout.store(state))
         header = {
             "format_version": FORMAT_VERSION,
             "clock": clock.to_json(),
@@ -80,9 +84,7 @@ class Checkpoints:
         self._guard(self._manager.wait_until_finished, "the newest step")
         self.check()
 
-    def restore_newest(
-        self, abstract: TrainState, say: Callable[[str], None]
-    ) -> tuple[TrainState, Clock] | None:
+    def restore_newest(self, say: Callable[[str], None]) -> tuple[TrainState, Clock] | None:
         """The newest whole checkpoint; None if there never was one.
 
         A damaged one is moved to `checkpoints.damaged/` and reported through `say`, and the next
@@ -94,7 +96,7 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self._restore(step, abstract)
+                return self._restore(step)
             except _Damaged as damage:
                 target = self._set_aside(step)
                 older = [other for other in steps if other < step]
@@ -129,48 +131,59 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self._directory, options=options)
 
-    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Clock]:
-        try:
-            args = ocp.args.Composite(header=ocp.args.JsonRestore())
-            header = self._manager.restore(step, args=args).header
-            clock = Clock.from_json(header["clock"])
-            leaves = header["leaves"]
-        except Exception as error:  # orbax raises whatever its readers raise
-            raise _Damaged(f"header: {_one_line(error)}") from error
+    def _restore(self, step: int) -> tuple[TrainState, Clock]:
+        header = _in_all("header", lambda: self._read_header(step))
         if header["format_version"] != FORMAT_VERSION:
             raise StorageError(
                 f"checkpoint of step {step} has format version {header['format_version']}; this "
-                f"moejax reads {FORMAT_VERSION}"
+                f"moejax reads {FORMAT_VERSION}: continue with the moejax that wrote it, or use a "
+                "new --workdir"
             )
+        clock, leaves = Clock.from_json(header["clock"]), header["leaves"]
         # Placed explicitly: what is on disk remembers the devices of the process that saved it.
         place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-            for name, leaf in _as_dict(abstract).items()
+            name: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=place if leaf.sharding is None else leaf.sharding
+            )
+            for name, leaf in _as_dict(self._layout.stored).items()
         }
         _require_same_structure(step, leaves, describe_leaves(wanted))
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-            tree = self._manager.restore(step, args=args).state
-        except Exception as error:
-            raise _Damaged(f"state: {_one_line(error)}") from error
+        tree = _in_all("state", lambda: self._read_state(step, wanted))
         found = describe_leaves(tree)
         for name, leaf in leaves.items():
             if found[name] != leaf:
                 raise _Damaged(f"array {name!r} does not have the digest it was saved with")
         if clock.step != step:
             raise _Damaged(f"its clock says step {clock.step}")
-        restored = jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(tree))
-        return restored, clock
+        structure = jax.tree.structure(self._layout.stored)
+        return self._layout.hold(jax.tree.unflatten(structure, jax.tree.leaves(tree))), clock
+
+    def _read_header(self, step: int) -> dict[str, Any]:
+        handler = ocp.JsonCheckpointHandler(multiprocessing_options=_by_itself())
+        header = dict(handler.restore(self._directory / str(step) / "header"))
+        for key in ("format_version", "clock", "leaves"):
+            _ = header[key]
+        if header["format_version"] == FORMAT_VERSION:
+            Clock.from_json(header["clock"])
+        return header
+
+    def _read_state(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=_by_itself())
+        args = ocp.args.StandardRestore(wanted)
+        return dict(handler.restore(self._directory / str(step) / "state", args=args))
 
     def _set_aside(self, step: int) -> Path:
-        self._damaged.mkdir(exist_ok=True)
         target = self._damaged / str(step)
-        if target.exists():  # damaged twice: the older evidence goes
-            shutil.rmtree(target)
-        os.replace(self._directory / str(step), target)
+        on_first(lambda: self._move(self._directory / str(step), target))
         self._manager.reload()
         return target
+
+    def _move(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():  # damaged twice: the older evidence goes
+            shutil.rmtree(target)
+        os.replace(source, target)
 
     def _guard(self, action: Callable[[], Any], what: str) -> None:
         try:
@@ -185,16 +198,42 @@ class _Damaged(Exception):
     """A checkpoint that is listed but cannot be read back as it was written."""
 
 
+def _by_itself() -> ocp.options.MultiprocessingOptions:
+    """Each process reads its part without meeting the others inside of orbax: where one of them
+    fails to read a damaged file, they would wait for it for ever."""
+    own = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"reader_{own}"
+    )
+
+
+def _in_all(what: str, read: Callable[[], Any]) -> Any:
+    """What every process could read; `_Damaged` in all of them if one could not."""
+    value, problem = None, ""
+    try:
+        value = read()
+    except Exception as error:  # orbax raises whatever its readers raise
+        problem = _one_line(error)
+    problems = all_problems(problem)
+    if problems:
+        raise _Damaged(f"{what}: {problems[0]}")
+    return value
+
+
 def describe_leaves(tree: Any) -> dict[str, dict[str, Any]]:
     """`path -> {shape, dtype, digest}`; the digest is absent for abstract leaves."""
-    described = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        entry: dict[str, Any] = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            content = np.ascontiguousarray(np.asarray(leaf)).reshape(-1).view(np.uint8)
-            entry["digest"] = hashlib.blake2b(content.data, digest_size=16).hexdigest()
-        described[name] = entry
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    described = {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in leaves.items()
+    }
+    concrete = {k: v for k, v in leaves.items() if not isinstance(v, jax.ShapeDtypeStruct)}
+    for name, digest in zip(concrete, digests(list(concrete.values())), strict=True):
+        described[name]["digest"] = digest
     return described
 
 

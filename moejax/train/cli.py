@@ -21,7 +21,8 @@ from ml_collections.config_flags import config_flags
 
 from moejax.config.flags import explain_file, explain_override
 from moejax.config.knobs import ConfigError, nearest
-from moejax.train.errors import EXIT_SIGINT, EXIT_USAGE, RunError
+from moejax.sharding.roll_call import MissingProcessError
+from moejax.train.errors import EXIT_PROCESSES, EXIT_SIGINT, EXIT_USAGE, LostProcessError, RunError
 
 _HELP = ("--help", "-help", "-h", "--helpshort")
 
@@ -38,6 +39,11 @@ def launch(main: Callable[[list[str]], None]) -> NoReturn:
             main(argv)
         except ConfigError as error:
             _end(f"error: {error}", EXIT_USAGE)
+        except MissingProcessError as error:
+            _end(f"error: {error}", EXIT_PROCESSES)
+        except LostProcessError as error:
+            print(f"{error.state}: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)  # JAX's own exit would wait for the lost process
         except RunError as error:
             _end(f"{error.state}: {error}", error.exit_code)
         except KeyboardInterrupt:  # before the run took over the signals: nothing to save yet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -10,12 +11,19 @@ from typing import Any
 
 import jax
 
-from moejax.config.compose import to_plain
+from moejax.config.compose import config_hash, to_plain
 from moejax.config.files import read_json
 from moejax.config.knobs import ConfigError
 from moejax.data import Dataset
 from moejax.train import environment, rundir
-from moejax.train.errors import EXIT_CRASH, EXIT_STORAGE, EXIT_USAGE, RunError, StorageError
+from moejax.train.errors import (
+    EXIT_CRASH,
+    EXIT_STORAGE,
+    EXIT_USAGE,
+    LostProcessError,
+    RunError,
+    StorageError,
+)
 from moejax.train.experiment import Experiment
 from moejax.train.lock import RunLock
 from moejax.train.log import RunLog
@@ -25,6 +33,7 @@ from moejax.train.progress import Progress
 from moejax.train.rundir import RunDir, Status
 from moejax.train.session import Session
 from moejax.train.signals import StopSignal
+from moejax.train.votes import Votes, on_first, require_equal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +74,24 @@ def run(
       NonFiniteError, StorageError, Interrupted: the run ended early; status.json says why, and the
         same call resumes it.
     """
-    run_dir = rundir.claim(workdir)
-    progress = progress or Progress()
-    with RunLock(run_dir.root), StopSignal() as stop:
-        plain = to_plain(experiment)
-        before = rundir.identify(run_dir, plain)
-        done = _finished(run_dir)
-        if done is not None:
-            return RunResult(run_dir.root, done, already_done=True)
+    first = jax.process_index() == 0
+    progress = progress if progress and first else Progress()
+    plain = to_plain(experiment)
+    require_equal("the config", config_hash(plain))
+    with contextlib.ExitStack() as held:
+        stop = Votes(held.enter_context(StopSignal()))
+        opened = on_first(lambda: _open(workdir, plain, held))
+        run_dir = RunDir(Path(workdir), jax.process_index())
+        run_dir.root.mkdir(parents=True, exist_ok=True)  # of a process with a disk of its own
+        if opened["done"] is not None:
+            return RunResult(run_dir.root, opened["done"], already_done=True)
         experiment.model.attention.check_platform(jax.default_backend(), "config.model.attention")
-        status = Status(run_dir.status, experiment.total_steps, experiment.log.heartbeat_seconds)
+        status = Status(
+            run_dir,
+            opened["attempt"],
+            experiment.total_steps,
+            experiment.log.heartbeat_seconds,
+        )
         log = RunLog(run_dir.log, progress)
         session = Session(
             experiment=experiment,
@@ -84,12 +101,16 @@ def run(
             log=log,
             progress=progress,
             stop=stop,
-            profiler=Profiler(run_dir.profile, profile),
-            seen_before=before,
+            profiler=Profiler(run_dir.profile, profile if first else None),
+            seen_before=opened["before"],
             programs=programs,
         )
         try:
-            final = session.train(dataset, model, argv or environment.python_argv())
+            try:
+                final = session.train(dataset, model, argv or environment.python_argv())
+            except (jax.errors.JaxRuntimeError, ValueError) as error:
+                _raise_if_lost(error)
+                raise
         except BaseException as error:
             _record_end(error, status, log, progress)
             if isinstance(error, OSError):
@@ -99,6 +120,18 @@ def run(
             progress.end()
             log.close()
     return RunResult(run_dir.root, final, already_done=False)
+
+
+def _open(workdir: Any, plain: dict[str, Any], held: contextlib.ExitStack) -> dict[str, Any]:
+    """Takes the directory into possession: what process 0 does for all."""
+    run_dir = rundir.claim(workdir)
+    held.enter_context(RunLock(run_dir.root))
+    before = rundir.identify(run_dir, plain)
+    return {
+        "before": before,
+        "done": _finished(run_dir),
+        "attempt": rundir.next_attempt(run_dir),
+    }
 
 
 def is_done(run_dir: RunDir) -> bool:
@@ -114,6 +147,18 @@ def _finished(run_dir: RunDir) -> dict[str, Any] | None:
     final = read_json(run_dir.final)
     rundir.check_format(run_dir.final, final)
     return dict(final)
+
+
+def _raise_if_lost(error: Exception) -> None:
+    """Raises LostProcessError for what JAX says when a collective has lost a process; gloo's
+    errors arrive as ValueError."""
+    said = str(error).splitlines()[0] if str(error) else ""
+    about = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in said
+    if jax.process_count() > 1 and about and "RESOURCE_EXHAUSTED" not in said:
+        raise LostProcessError(
+            f"a process of the run, or the connection to it, was lost ({said[:200]}); the same "
+            "command in all processes resumes at the newest checkpoint"
+        ) from error
 
 
 def _record_end(error: BaseException, status: Status, log: RunLog, progress: Progress) -> None:

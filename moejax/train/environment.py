@@ -22,21 +22,22 @@ RECORDED_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_IN
 
 BITWISE = (
     "packages.jax", "packages.jaxlib", "packages.optax", "packages.numpy", "devices", "cores",
-    "machine", "variables", "git.sha",
+    "machine", "variables", "git.sha", "processes", "mesh",
 )  # fmt: skip
 """What must not change between two attempts for their numbers to be the same bits."""
 
 
-def collect(argv: list[str]) -> dict[str, Any]:
-    """The content of env.json, without its history."""
-    devices = jax.local_devices()
+def collect(argv: list[str], mesh: dict[str, int]) -> dict[str, Any]:
+    """The content of env.json, without its history; `mesh`: devices along each axis."""
     return {
         "format_version": 1,
         "git": git_state(Path(__file__).resolve().parent),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": jax.default_backend(),
-        "devices": [f"{d.platform}:{d.device_kind}" for d in devices],
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+        "processes": jax.process_count(),
+        "mesh": mesh,
         "cores": usable_cores(),
         "machine": f"{platform.machine()} {cpu_model()}",
         "system": platform.platform(),

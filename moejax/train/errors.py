@@ -15,6 +15,7 @@ EXIT_CRASH = 1
 EXIT_USAGE = 2
 EXIT_NON_FINITE = 3
 EXIT_STORAGE = 4
+EXIT_PROCESSES = 5
 EXIT_SIGINT = 128 + int(signal.SIGINT)
 EXIT_SIGTERM = 128 + int(signal.SIGTERM)
 
@@ -46,6 +47,12 @@ class Interrupted(RunError):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+class LostProcessError(RunError):
+    """Another process of the run died, or the connection to it; the newest checkpoint is good."""
+
+    exit_code = EXIT_PROCESSES
 
 
 class OccupiedError(ConfigError):

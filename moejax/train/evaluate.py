@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from moejax.config.files import write_bytes_atomic
 from moejax.config.knobs import knob
+from moejax.sharding import Rows
 from moejax.train.flops import FlopsMeter
-from moejax.train.signals import StopSignal
 from moejax.train.state import TrainState
 from moejax.train.step import model_inputs
+from moejax.train.votes import Votes
 
-FORMAT_VERSION = 1
 Arrays = dict[str, np.ndarray]
 
 
@@ -71,6 +68,7 @@ class Evaluator:
         step: Callable[..., Any],
         batches: Callable[[], Iterable[dict[str, np.ndarray]]],
         num_rows: int,
+        rows: Rows,
         config: EvaluationConfig,
         bytes_per_token: float,
     ) -> None:
@@ -78,11 +76,13 @@ class Evaluator:
         self._step = step
         self._batches = batches
         self._num_rows = num_rows
+        self._rows = rows
         self._config = config
         self._bytes_per_token = bytes_per_token
 
-    def run(self, state: TrainState, stop: StopSignal) -> Evaluation | None:
-        """Evaluates; None if a signal asked for a stop meanwhile (nothing is to be logged then).
+    def run(self, state: TrainState, stop: Votes) -> Evaluation | None:
+        """Evaluates; None if a signal asked for a stop meanwhile (nothing is to be logged then;
+        several processes stop at their next step instead).
 
         Raises:
           ValueError: the validation stream holds no target.
@@ -96,7 +96,7 @@ class Evaluator:
             if stop.requested:
                 return None
             tokens += int(np.count_nonzero(batch["segment_ids"]))
-            inputs = jax.device_put(model_inputs(batch))
+            inputs = self._rows.put_whole(model_inputs(batch))
             out = dict(self._step(params, state.router_state, inputs))
             trace = out.pop("trace", None)
             kept = self._traced(batch, row)
@@ -157,14 +157,6 @@ def measured(meter: FlopsMeter, evaluation: Evaluation) -> dict[str, float | Non
         "active_experts": experts if math.isfinite(experts) else None,
         "active_width": float(widths.mean()) if widths.size else None,
     }
-
-
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Writes an .npz atomically; the same arrays give the same bytes."""
-    buffer = io.BytesIO()
-    content: dict[str, Any] = {"format_version": np.int32(FORMAT_VERSION), **arrays}
-    np.savez_compressed(buffer, **content)
-    write_bytes_atomic(path, buffer.getvalue())
 
 
 def _wide(leaf: Any) -> Any:

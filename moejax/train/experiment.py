@@ -7,7 +7,9 @@ import dataclasses
 from moejax.config.durations import to_steps
 from moejax.config.knobs import ConfigError, knob
 from moejax.data.knobs import DataConfig
+from moejax.experts.exchange.config import ExchangeConfig
 from moejax.models.transformer import ModelConfig
+from moejax.sharding.mesh import MeshConfig
 from moejax.train.checkpoint import CheckpointConfig
 from moejax.train.evaluate import EvaluationConfig
 from moejax.train.log import LogConfig
@@ -50,6 +52,8 @@ class Experiment:
     evaluation: EvaluationConfig = knob(EvaluationConfig())
     checkpoint: CheckpointConfig = knob(CheckpointConfig())
     log: LogConfig = knob(LogConfig())
+    mesh: MeshConfig = knob(MeshConfig())
+    exchange: ExchangeConfig = knob(ExchangeConfig())
 
     @property
     def tokens_per_step(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from moejax.config import counts
 from moejax.config.files import write_json
@@ -50,11 +51,12 @@ class FlopsMeter:
         return float(measured.active), float(measured.active_non_embedding)
 
 
-def peak_flops(cache_dir: Path) -> tuple[float, str]:
-    """Peak FLOP/s of the default device, and what that number is.
+def peak_flops(cache_dir: Path, mesh: Mesh | None = None) -> tuple[float, str]:
+    """Peak FLOP/s of the mesh (None: of the default device), and what that number is.
 
     An accelerator's is looked up. A CPU has no useful data sheet, so the peak is a float32 matrix
-    product measured once and cached under `cache_dir`; NaN for an unknown accelerator.
+    product measured once and cached under `cache_dir`, and is that of the whole machine, however
+    many devices it is told to be; NaN for an unknown accelerator.
     """
     device = jax.local_devices()[0]
     if device.platform != "cpu":
@@ -62,7 +64,8 @@ def peak_flops(cache_dir: Path) -> tuple[float, str]:
         if not known:
             return float("nan"), f"unknown peak of {device.device_kind}"
         name = max(known, key=len)
-        return PEAK_BF16[name], f"{name} bf16 peak"
+        chips = 1 if mesh is None else mesh.size
+        return chips * PEAK_BF16[name], f"{name} bf16 peak" + f" x{chips}" * (chips > 1)
     key = f"{cpu_model()} x{usable_cores()} jax {jax.__version__}"
     path = cache_dir / "gemm_peak.json"
     cached = _read(path)

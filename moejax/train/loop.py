@@ -10,21 +10,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from moejax.config.files import write_json
+from moejax.sharding import Rows
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.clock import Clock
 from moejax.train.errors import NonFiniteError
-from moejax.train.evaluate import Evaluation, Evaluator, measured, write_arrays
+from moejax.train.evaluate import Evaluation, Evaluator, measured
 from moejax.train.experiment import Experiment
 from moejax.train.flops import FlopsMeter
 from moejax.train.log import RunLog, Sink
 from moejax.train.profile import Profiler
 from moejax.train.progress import Progress, StepReport
 from moejax.train.rundir import FORMAT_VERSION, RunDir, Status
-from moejax.train.signals import StopSignal
-from moejax.train.sinks.jsonl import MetricsFile
+from moejax.train.sinks.jsonl import Record
 from moejax.train.state import TrainState
 from moejax.train.step import model_inputs
+from moejax.train.votes import Votes
 
 _FLUSH_SECONDS = 1.0
 
@@ -34,8 +34,8 @@ class _Pending:
     """A step that was dispatched and whose metrics are still on the device."""
 
     step: int
-    tokens: int
     metrics: dict[str, Any]
+    ballot: Any
 
 
 @dataclasses.dataclass
@@ -48,15 +48,16 @@ class Loop:
     step: Any
     evaluator: Evaluator
     stream: Any
+    rows: Rows
     checkpoints: Checkpoints
-    metrics_file: MetricsFile
+    metrics_file: Record
     sinks: list[Sink]
     meter: FlopsMeter
     peak: tuple[float, str]
     status: Status
     log: RunLog
     progress: Progress
-    stop: StopSignal
+    stop: Votes
     profiler: Profiler
     clock: Clock
 
@@ -94,15 +95,16 @@ class Loop:
             self.log.say("the steps to profile are done already; no profile is written")
         self._mark = time.perf_counter()
         pending: _Pending | None = None
-        with contextlib.closing(self.stream.iterate(self.clock.step)) as batches:
+        with contextlib.closing(self.stream.iterate(self.clock.step, self.rows.mine)) as batches:
             for done, batch in batches:
                 number = done + 1
                 self.profiler.before(number)
-                inputs = jax.device_put(model_inputs(batch))
+                inputs = self.rows.put(model_inputs(batch))
                 state, metrics = self.step(state, inputs)
+                ballot = self.stop.cast(self._overdue())
                 if pending is not None:
                     self._account(pending)
-                pending = _Pending(number, int(np.count_nonzero(batch["segment_ids"])), metrics)
+                pending = _Pending(number, metrics, ballot)
                 if self.profiler.after(number, metrics):
                     self.log.say(
                         f"profile of steps up to {number} written to {self.run_dir.profile}"
@@ -141,22 +143,26 @@ class Loop:
         return step == self._total or step % self._eval_every == 0
 
     def _save_due(self, step: int) -> bool:
+        return step % self._save_every == 0 or self.stop.overdue
+
+    def _overdue(self) -> bool:
         minutes = self.experiment.checkpoint.minutes
-        overdue = minutes > 0 and time.perf_counter() - self._saved_at >= 60 * minutes
-        return step % self._save_every == 0 or overdue
+        return minutes > 0 and time.perf_counter() - self._saved_at >= 60 * minutes
 
     def _account(self, pending: _Pending) -> None:
         """Fetches a step's metrics, moves the clock, and writes the metrics line."""
         metrics = jax.device_get(pending.metrics)
+        self.stop.count(pending.ballot)
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         clock = self.clock
         clock.step = pending.step
-        clock.tokens += pending.tokens
-        flops = pending.tokens * self.meter.per_token(self._active_width(metrics))
+        tokens = int(metrics["_tokens"])
+        clock.tokens += tokens
+        flops = tokens * self.meter.per_token(self._active_width(metrics))
         clock.flops += flops
         clock.seconds += seconds
-        speed = pending.tokens / seconds
+        speed = tokens / seconds
         utilisation = flops / seconds / self.peak[0]
         finite = bool(metrics["finite"])
         if not finite or clock.step % self.experiment.log.every == 0 or clock.step == self._total:
@@ -209,9 +215,9 @@ class Loop:
             self._save_and_stop(state)
             return
         step = self.clock.step
-        write_arrays(self.run_dir.routing(step), evaluation.routing)
+        self.run_dir.write_arrays(self.run_dir.routing(step), evaluation.routing)
         if evaluation.trace is not None:
-            write_arrays(self.run_dir.trace(step), evaluation.trace)
+            self.run_dir.write_arrays(self.run_dir.trace(step), evaluation.trace)
         line: dict[str, Any] = {"step": step, "tokens": self.clock.tokens, **evaluation.metrics}
         line["compute/flops"] = self.clock.flops
         line["perf/eval_seconds"] = evaluation.seconds
@@ -230,6 +236,7 @@ class Loop:
         self.clock.metrics_lines = self.metrics_file.lines
         self.checkpoints.save(state, self.clock)
         self._saved_at = time.perf_counter()
+        self.stop.saved()
 
     def _save_and_stop(self, state: TrainState) -> None:
         step = self.clock.step
@@ -261,7 +268,7 @@ class Loop:
             "compute": {"flops": clock.flops},
             "time": {"elapsed": clock.seconds},
         }
-        write_json(self.run_dir.final, final)
+        self.run_dir.write_json(self.run_dir.final, final)
         if clock.step not in self.checkpoints.steps():
             self._save(state)
         self.progress.phase("saving")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import socket
@@ -10,8 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from moejax.config.compose import config_hash, diff, format_diff
-from moejax.config.files import read_json, write_json
+from moejax.config.files import read_json, write_bytes_atomic, write_json
 from moejax.config.knobs import ConfigError
 from moejax.train.errors import MismatchError
 
@@ -20,22 +24,27 @@ FORMAT_VERSION = 1
 MAY_CHANGE = (
     "log.console_seconds", "log.heartbeat_seconds", "log.tensorboard", "log.wandb",
     "log.wandb_project", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep",
-    "data.cache_dir",
+    "data.cache_dir", "mesh", "exchange.kind", "exchange.factor",
 )  # fmt: skip
 """Keys that change no number of a run, so a resumed run may set them anew. Everything else is the
-run's identity."""
+run's identity. (With `exchange.overflow=drop` the exchange is part of it: it decides what drops.)
+"""
 
 _OURS = re.compile(
-    r"^(\..*\.tmp|run\.lock|(config|env|status|data|model|final)\.json|metrics\.jsonl|log\.txt"
+    r"^(\..*\.tmp|run\.lock|(config|env|status|data|model|final)\.json|metrics\.jsonl|log(\.process_\d+)?\.txt"
     r"|checkpoints|checkpoints\.damaged|routing|trace|tb|profile|wandb)$"
 )
 
 
 class RunDir:
-    """Paths and small JSON files of one run."""
+    """Paths of one run, and who writes there: process 0, but for each process' own log.
 
-    def __init__(self, root: Path) -> None:
+    `write_json` and `write_arrays` do nothing in the other processes.
+    """
+
+    def __init__(self, root: Path, process: int = 0) -> None:
         self.root = root
+        self.writes = process == 0
         self.config = root / "config.json"
         self.env = root / "env.json"
         self.status = root / "status.json"
@@ -43,7 +52,7 @@ class RunDir:
         self.model = root / "model.json"
         self.final = root / "final.json"
         self.metrics = root / "metrics.jsonl"
-        self.log = root / "log.txt"
+        self.log = root / (f"log.process_{process}.txt" if process else "log.txt")
         self.checkpoints = root / "checkpoints"
         self.damaged = root / "checkpoints.damaged"
         self.tensorboard = root / "tb"
@@ -56,6 +65,20 @@ class RunDir:
     def trace(self, step: int) -> Path:
         """Evaluation trace of `step`."""
         return self.root / "trace" / f"{step}.npz"
+
+    def write_json(self, path: Path, record: Any) -> None:
+        """Writes a JSON file of this run."""
+        if self.writes:
+            write_json(path, record)
+
+    def write_arrays(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        """Writes an .npz atomically; the same arrays give the same bytes."""
+        if not self.writes:
+            return
+        buffer = io.BytesIO()
+        content: dict[str, Any] = {"format_version": np.int32(FORMAT_VERSION), **arrays}
+        np.savez_compressed(buffer, **content)
+        write_bytes_atomic(path, buffer.getvalue())
 
 
 def claim(workdir: str | os.PathLike[str]) -> RunDir:
@@ -107,7 +130,7 @@ def identify(run: RunDir, plain: dict[str, Any]) -> bool:
         return False
     old = read_json(run.config)
     check_format(run.config, old)
-    rows = [row for row in diff(old["config"], plain) if not _may_change(row[0])]
+    rows = [row for row in diff(old["config"], plain) if not _may_change(row[0], old["config"])]
     if rows and not _has_results(run):
         # The first attempt ended before its first step, say by a wrong path to the text: there is
         # nothing to mix up, and a corrected command should simply work.
@@ -136,7 +159,7 @@ def identity_hash(plain: dict[str, Any]) -> str:
         return {
             key: strip(value, f"{prefix}{key}.") if isinstance(value, dict) else value
             for key, value in tree.items()
-            if not _may_change(prefix + key)
+            if not _may_change(prefix + key, plain)
         }
 
     return config_hash(strip(plain, ""))
@@ -155,20 +178,28 @@ def check_format(path: Path, record: Any) -> None:
         )
 
 
+def next_attempt(run: RunDir) -> int:
+    """1 for a run's first start, 2 for the one that resumes it, ..."""
+    previous = read_json(run.status) if run.status.exists() else {}
+    return int(previous.get("attempt", 0)) + 1
+
+
 class Status:
     """status.json: what a run is doing, with a heartbeat."""
 
-    def __init__(self, path: Path, total_steps: int, every_seconds: float) -> None:
-        self._path = path
+    def __init__(
+        self, run_dir: RunDir, attempt: int, total_steps: int, every_seconds: float
+    ) -> None:
+        self._run_dir = run_dir
         self._every = every_seconds
         self._last = 0.0
-        previous = read_json(path) if path.exists() else {}
         self._record: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "state": "running",
             "step": 0,
             "total_steps": total_steps,
-            "attempt": int(previous.get("attempt", 0)) + 1,
+            "attempt": attempt,
+            "processes": jax.process_count(),
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "reason": "",
@@ -177,7 +208,7 @@ class Status:
 
     @property
     def attempt(self) -> int:
-        """1 for a run's first process, 2 for the one that resumed it, ..."""
+        """As `next_attempt` counts."""
         return int(self._record["attempt"])
 
     def set(self, **fields: Any) -> None:
@@ -185,7 +216,7 @@ class Status:
         self._record.update(fields)
         self._record["heartbeat"] = time.time()
         self._last = time.monotonic()
-        write_json(self._path, self._record)
+        self._run_dir.write_json(self._run_dir.status, self._record)
 
     def beat(self, step: int) -> None:
         """Writes the step, at most once per `every_seconds`."""
@@ -202,5 +233,7 @@ def storage_reason(error: OSError, root: Path) -> str:
     return f"{where}: {what}{hint}"
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, plain: dict[str, Any]) -> bool:
+    if plain.get("exchange", {}).get("overflow") == "drop" and key.startswith(("mesh", "exchange")):
+        return False
     return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)

@@ -10,9 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from moejax.config.files import read_json, write_json
+from moejax.config.files import read_json
 from moejax.config.knobs import ConfigError
 from moejax.data import Dataset, EvalStream, TrainStream, prepare
+from moejax.sharding import Rows
 from moejax.train import environment, rundir
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.clock import Clock
@@ -23,14 +24,19 @@ from moejax.train.flops import FlopsMeter, peak_flops
 from moejax.train.log import RunLog, Sink
 from moejax.train.loop import Loop
 from moejax.train.profile import Profiler
-from moejax.train.programs import Programs, compile_programs
+from moejax.train.programs import (
+    Programs,
+    compile_programs,
+    describe_mesh,
+    experiment_mesh,
+)
 from moejax.train.progress import Progress
 from moejax.train.rundir import RunDir, Status
-from moejax.train.signals import StopSignal
-from moejax.train.sinks.jsonl import MetricsFile, truncate
+from moejax.train.sinks.jsonl import MetricsFile, NoMetrics, Record, truncate
 from moejax.train.sinks.tensorboard import TensorBoard
 from moejax.train.sinks.wandb import WandB
 from moejax.train.state import TrainState
+from moejax.train.votes import Votes, on_first, require_equal
 
 
 @dataclasses.dataclass
@@ -43,7 +49,7 @@ class Session:
     status: Status
     log: RunLog
     progress: Progress
-    stop: StopSignal
+    stop: Votes
     profiler: Profiler
     seen_before: bool
     programs: Callable[[], Programs] | None
@@ -52,7 +58,8 @@ class Session:
         """Assembles the parts, trains, and returns the content of final.json."""
         experiment = self.experiment
         self.status.set()
-        self._record_environment(argv)
+        new = environment.collect(argv, self._mesh_shape())
+        on_first(lambda: self._record_environment(new))
         if dataset is None:
             dataset = prepare(experiment.data, self.progress.data)
         config = experiment.evaluation
@@ -62,6 +69,7 @@ class Session:
             seq_len=experiment.data.seq_len,
             max_tokens=config.max_tokens,
         )
+        self.stop.meet()
         if self.stop.requested:
             raise self.stop.error("stopped before the first step; nothing to save")
         self._check_data(dataset, validation)
@@ -70,10 +78,14 @@ class Session:
         meter = FlopsMeter(model.shape(), experiment.data.seq_len)
         self._describe_model(model)
         checkpoints = Checkpoints(
-            self.run_dir.checkpoints, self.run_dir.damaged, experiment.checkpoint.keep
+            self.run_dir.checkpoints,
+            self.run_dir.damaged,
+            experiment.checkpoint.keep,
+            programs.layout,
         )
         try:
             state, clock = self._start(programs, checkpoints)
+            self.stop.meet()
             self.progress.begin(experiment.name, experiment.total_steps, clock.step)
             stream = TrainStream(
                 dataset,
@@ -86,11 +98,12 @@ class Session:
                 programs.eval_step,
                 validation.batches,
                 len(validation.windows),
+                Rows(programs.mesh, config.batch_size),
                 experiment.evaluation,
                 dataset.validation.bytes_per_token,
             )
             sinks, metrics_file = self._sinks(clock)
-            peak = peak_flops(experiment.data.cache_path)
+            peak = tuple(on_first(lambda: peak_flops(experiment.data.cache_path, programs.mesh)))
             self.log.record(f"MFU is relative to {peak[0]:.4g} FLOP/s, the {peak[1]}")
             loop = Loop(
                 experiment=experiment,
@@ -99,6 +112,7 @@ class Session:
                 step=programs.train_step,
                 evaluator=evaluator,
                 stream=stream,
+                rows=Rows(programs.mesh, experiment.train.batch_size),
                 checkpoints=checkpoints,
                 metrics_file=metrics_file,
                 sinks=sinks,
@@ -120,8 +134,11 @@ class Session:
         finally:
             checkpoints.close()
 
-    def _record_environment(self, argv: list[str]) -> None:
-        new = environment.collect(argv)
+    def _mesh_shape(self) -> dict[str, int]:
+        mesh = experiment_mesh(self.experiment)
+        return {} if mesh is None else {axis: n for axis, n in mesh.shape.items() if n > 1}
+
+    def _record_environment(self, new: dict[str, Any]) -> None:
         history: list[dict[str, Any]] = []
         changes: list[str] = []
         if self.run_dir.env.exists():
@@ -141,10 +158,14 @@ class Session:
             "changes": changes,
             "history": history,
         }
-        write_json(self.run_dir.env, record)
+        self.run_dir.write_json(self.run_dir.env, record)
 
     def _check_data(self, dataset: Dataset, validation: EvalStream) -> None:
-        """Writes data.json, or compares the identity of text and tokenizer with the one there."""
+        """Writes data.json, or compares the identity of text and tokenizer with the one there.
+
+        Raises:
+          ConfigError: they are others, or not the same in all processes.
+        """
         if self.experiment.model.vocab_size < dataset.vocab_size:
             raise ConfigError(
                 f"config.model.vocab_size={self.experiment.model.vocab_size}: is smaller than the "
@@ -152,6 +173,11 @@ class Session:
             )
         # Baselines of exactly the text that is evaluated: the report compares like with like.
         info = dataset.info(validation.baselines())
+        identity = " ".join(str(info[key]) for key in ("manifest_hash", "tokenizer_hash"))
+        require_equal("the text and tokenizer", identity)
+        on_first(lambda: self._compare_data(info))
+
+    def _compare_data(self, info: dict[str, Any]) -> None:
         path = self.run_dir.data
         if path.exists():
             old = read_json(path)
@@ -163,34 +189,37 @@ class Session:
                         "--workdir"
                     )
         else:
-            write_json(path, info)
+            self.run_dir.write_json(path, info)
 
     def _describe_model(self, model: Any) -> None:
         described = dict(model.describe(self.experiment.data.seq_len)) | {
             "format_version": rundir.FORMAT_VERSION
         }
         if not self.run_dir.model.exists():
-            write_json(self.run_dir.model, described)
+            self.run_dir.write_json(self.run_dir.model, described)
 
     def _start(self, programs: Programs, checkpoints: Checkpoints) -> tuple[TrainState, Clock]:
         """The state to go on from: the newest whole checkpoint, else the initial one."""
-        restored = checkpoints.restore_newest(programs.abstract, self.log.say)
+        restored = checkpoints.restore_newest(self.log.say)
         if restored is not None:
             state, clock = restored
-            kept = truncate(self.run_dir.metrics, clock.step, clock.evaluated_step)
-            if kept != clock.metrics_lines:
-                raise StorageError(
-                    f"{self.run_dir.metrics}: holds {kept} lines up to step {clock.step}, but the "
-                    f"checkpoint was saved with {clock.metrics_lines}; restore the file, or use a "
-                    "new --workdir"
-                )
+            on_first(lambda: self._cut_metrics(clock))
             self.log.say(f"resumed at step {clock.step}, attempt {self.status.attempt}")
             return state, clock
-        truncate(self.run_dir.metrics, -1, -1)
+        on_first(lambda: truncate(self.run_dir.metrics, -1, -1))
         if self.seen_before and self.status.attempt > 1:
             self.log.say(f"no checkpoint yet: starting at step 0, attempt {self.status.attempt}")
         self.progress.phase("initialising")
         return programs.initialise(jnp.int32(self.experiment.seed)), Clock()
+
+    def _cut_metrics(self, clock: Clock) -> None:
+        kept = truncate(self.run_dir.metrics, clock.step, clock.evaluated_step)
+        if kept != clock.metrics_lines:
+            raise StorageError(
+                f"{self.run_dir.metrics}: holds {kept} lines up to step {clock.step}, but the "
+                f"checkpoint was saved with {clock.metrics_lines}; restore the file, or use a "
+                "new --workdir"
+            )
 
     def _compiled(self, model: Any) -> Programs:
         """The run's programs; made now, unless a suite has had them made already."""
@@ -204,11 +233,15 @@ class Session:
             f"{seconds['eval_step']:.1f} s, initialisation in {seconds['initialise']:.1f} s; "
             f"waited {waited:.1f} s"
         )
+        if compiled.mesh is not None:
+            self.log.say(describe_mesh(compiled))
         self.status.set()
         return compiled
 
-    def _sinks(self, clock: Clock) -> tuple[list[Sink], MetricsFile]:
+    def _sinks(self, clock: Clock) -> tuple[list[Sink], Record]:
         config, run_dir = self.experiment.log, self.run_dir
+        if not run_dir.writes:
+            return [], NoMetrics()
         sinks: list[Sink] = []
         if config.tensorboard:
             sinks.append(TensorBoard(run_dir.tensorboard, self.status.attempt, clock.step))

@@ -44,10 +44,6 @@ class StopSignal:
         """Whether a stop was asked for."""
         return self.signum != 0
 
-    def error(self, what: str) -> Interrupted:
-        """The exception that ends the run with this signal's exit code."""
-        return Interrupted(f"{signal.Signals(self.signum).name}: {what}", self.signum)
-
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         del frame
         name = signal.Signals(signum).name
@@ -63,6 +59,11 @@ class StopSignal:
             os._exit(128 + signum)
         else:
             _say(f"{name} again: already stopping, ignored")
+
+
+def interrupted_by(signum: int, what: str) -> Interrupted:
+    """The exception that ends a run with a signal's exit code."""
+    return Interrupted(f"{signal.Signals(signum).name}: {what}", signum)
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from moejax.sharding import batch_spec
 from moejax.train.state import TrainState, Tree, merge
 
 Batch = dict[str, jax.Array]
@@ -44,8 +46,11 @@ def make_train_step(
     returns the state that it was given, with `finite` False in its metrics; the host finds out one
     step later, and a bad update never exists.
 
-    Metrics: the model's summary, `grad_norm` (before clipping), `lr`, `finite`.
+    Metrics: the model's summary, `grad_norm` (before clipping), `lr`, `finite`, and `_tokens`, the
+    valid tokens of the batch.
     """
+
+    mesh = getattr(model, "mesh", None)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -72,10 +77,10 @@ def make_train_step(
             deferred = functools.partial(loss_fn, defer_global=True)
             at_last = functools.partial(model.global_losses, state.router_state)
             loss, out, grads = _accumulated_globally(
-                deferred, at_last, state.trainable, batch, key, accumulate
+                deferred, at_last, state.trainable, batch, key, accumulate, mesh
             )
         else:
-            loss, out, grads = _accumulated(gradient, state.trainable, batch, key, accumulate)
+            loss, out, grads = _accumulated(gradient, state.trainable, batch, key, accumulate, mesh)
 
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
@@ -94,16 +99,35 @@ def make_train_step(
         metrics["grad_norm"] = grad_norm
         metrics["lr"] = learning_rate(state.step)
         metrics["finite"] = finite
+        metrics["_tokens"] = (batch["segment_ids"] > 0).sum(dtype=jnp.int32)
         return kept, metrics
 
     return train_step
 
 
+def _micro_batches(batch: Batch, accumulate: int, mesh: Mesh | None) -> Batch:
+    """`[accumulate, B / accumulate, ...]`; on a mesh every micro-batch lies over all devices."""
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = x.reshape(accumulate, -1, *x.shape[1:])
+        if mesh is None:
+            return x
+        rows = NamedSharding(mesh, PartitionSpec(None, *batch_spec(mesh)))
+        return jax.lax.with_sharding_constraint(x, rows)
+
+    return jax.tree.map(cut, batch)
+
+
 def _accumulated(
-    gradient: Callable[..., Any], trainable: Tree, batch: Batch, key: jax.Array, accumulate: int
+    gradient: Callable[..., Any],
+    trainable: Tree,
+    batch: Batch,
+    key: jax.Array,
+    accumulate: int,
+    mesh: Mesh | None,
 ) -> tuple[jax.Array, Any, Tree]:
     """Loss, outputs and gradients summed over micro-batches, in float32 or wider."""
-    micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    micros = _micro_batches(batch, accumulate, mesh)
     first = jax.tree.map(lambda x: x[0], micros)
     (loss_shape, out_shape), grad_shape = jax.eval_shape(gradient, trainable, first, key)
 
@@ -132,13 +156,14 @@ def _accumulated_globally(
     batch: Batch,
     key: jax.Array,
     accumulate: int,
+    mesh: Mesh | None,
 ) -> tuple[jax.Array, Any, Tree]:
     """As `_accumulated`, with losses that are products of sums over all micro-batches.
 
     Their gradient needs every micro-batch's statistics before the first backward pass, so all go
     forward first, keeping nothing but sums, and forward again one by one in the backward pass.
     """
-    micros = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    micros = _micro_batches(batch, accumulate, mesh)
     first = jax.tree.map(lambda x: x[0], micros)
     shapes = jax.eval_shape(loss_fn, trainable, first, key)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

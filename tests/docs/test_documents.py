@@ -25,9 +25,10 @@ from moejax.config.flags import explain_key
 from moejax.config.knobs import Knob, knob_of
 from moejax.config.widths import STRATEGIES
 from moejax.data import DataConfig
+from moejax.experts.backends.grouped_matmul import MATMULS
 from moejax.experts.ffn import BACKENDS
 from moejax.experts.spec import ACTIVATIONS
-from moejax.models.attention.gqa import BACKENDS as ATTENTION_BACKENDS
+from moejax.models.attention import BACKENDS as ATTENTION_BACKENDS
 from moejax.models.config import DTYPES
 from moejax.models.remat import POLICIES
 from moejax.routing import (
@@ -162,7 +163,7 @@ def test_every_choice_is_in_the_docs():
             *(field.name for field in dataclasses.fields(Routing)),
             *(field.name for field in dataclasses.fields(RouterInputs)),
         ],
-        "experts": [*STRATEGIES, *BACKENDS, *ACTIVATIONS, "auto", "explicit"],
+        "experts": [*STRATEGIES, *BACKENDS, *MATMULS, *ACTIVATIONS, "auto", "explicit"],
         "models": [*ATTENTION_BACKENDS, *POLICIES, *DTYPES],
     }
     for name, words in where.items():

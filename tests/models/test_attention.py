@@ -7,13 +7,15 @@ import pytest
 from flax import nnx
 
 from moejax.models.attention import (
+    BACKENDS,
     Attention,
     AttentionConfig,
     AttentionInputs,
+    Documents,
     KVCache,
     document_mask,
 )
-from moejax.models.attention.gqa import BACKENDS, einsum_attention
+from moejax.models.attention.backends import einsum_attention
 
 # Two packed rows: documents of 4 and 3 tokens, and of 6 tokens with a padding token behind.
 IDS = np.asarray([[1, 1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 1, 1, 0]], np.int32)
@@ -29,7 +31,7 @@ def visible(b, query, key):
 def slow_attention(q, k, v, dout):
     """Output and gradients of grouped attention, one query of one head at a time."""
     heads, groups, width = q.shape[2], k.shape[2], q.shape[3]
-    out, dq, dk, dv = (np.zeros(a.shape) for a in (q, q, k, v))
+    out, dq, dk, dv = (np.zeros(a.shape) for a in (dout, q, k, v))
     for b, s, h in np.ndindex(BATCH, LENGTH, heads):
         g = h * groups // heads
         keys = [c for c in range(LENGTH) if visible(b, s, c)]
@@ -67,20 +69,21 @@ def run(module, x_BSD):
     return np.asarray(jax.jit(lambda x_BSD: module(x_BSD, inputs())[0])(x_BSD))
 
 
-@pytest.mark.parametrize("heads, kv_heads", [(3, 3), (4, 2), (4, 1)])
-def test_einsum_attention_against_a_loop_and_the_library(rng, heads, kv_heads):
-    def draw(number):
-        return rng.standard_normal((BATCH, LENGTH, number, 4))
+@pytest.mark.parametrize("heads, kv_heads, value_dim", [(3, 3, 4), (4, 2, 3), (4, 1, 6)])
+def test_einsum_attention_against_a_loop_and_the_library(rng, heads, kv_heads, value_dim):
+    def draw(number, width=4):
+        return rng.standard_normal((BATCH, LENGTH, number, width))
 
-    q, k, v, dout = draw(heads), draw(kv_heads), draw(kv_heads), draw(heads)
+    q, k = draw(heads), draw(kv_heads)
+    v, dout = draw(kv_heads, value_dim), draw(heads, value_dim)
     want = slow_attention(q, k, v, dout)
     with jax.enable_x64(True):
-        mask = document_mask(jnp.asarray(IDS), jnp.asarray(IDS))
+        documents = Documents(jnp.asarray(IDS), jnp.asarray(IDS))
         arguments = [jnp.asarray(a, jnp.float64) for a in (q, k, v)]
         for attend in (einsum_attention, BACKENDS["xla"]):
 
             def value_and_gradient(q, k, v, attend=attend):
-                out, vjp = jax.vjp(lambda *qkv: attend(*qkv, mask), q, k, v)
+                out, vjp = jax.vjp(lambda *qkv: attend(*qkv, documents, 0.5), q, k, v)
                 return out, vjp(jnp.asarray(dout))
 
             got = jax.jit(value_and_gradient)(*arguments)

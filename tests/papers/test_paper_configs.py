@@ -17,6 +17,7 @@ from moejax.experts import fine_grained
 from moejax.routing import ROUTERS, LinearRouter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+DOCUMENT = REPOSITORY / "docs" / "papers.md"
 PAPERS = sorted(
     path.stem
     for path in (REPOSITORY / "configs" / "papers").glob("*.py")
@@ -32,6 +33,11 @@ SIZES = {
     "model.attention.heads",
     "model.attention.kv_heads",
     "model.attention.head_dim",
+    "model.attention.q_lora_rank",
+    "model.attention.kv_lora_rank",
+    "model.attention.qk_nope_head_dim",
+    "model.attention.qk_rope_head_dim",
+    "model.attention.v_head_dim",
     "model.moe.widths.mean",
     "model.moe.widths.unit",
     "model.moe.shared_width",
@@ -137,9 +143,11 @@ def test_exact_parameter_counts(paper: str, variant: str, total: int, active: in
         ("dynamic_moe", "top_2", "3.488", "0.5814"),  # A.3
         ("deepseek_moe", "2b", "2.0", "0.3"),  # C.3
         ("deepseek_moe", "dense", "0.2", "0.2"),  # C.4
+        ("deepseek_moe", "16b", "16.4", "2.8"),  # C.3
         ("deepseek_moe", "145b", "144.6", "22.2"),  # C.3
         ("olmoe", "1b_7b", "6.9", "1.3"),  # H.4
         ("mixtral", "8x7b", "46.7", "12.9"),
+        ("qwen3_moe", "30b_a3b", "30.5", "3.3"),
         ("remoe", "dense", "0.182", "0.182"),  # H.5
         ("remoe", "remoe", "0.777", "0.182"),
         ("remoe", "remoe_469m", "2.58", "0.47"),
@@ -152,9 +160,62 @@ def test_exact_parameter_counts(paper: str, variant: str, total: int, active: in
 def test_published_parameter_counts(paper: str, variant: str, total: str, active: str) -> None:
     """To the digits that are published, in billions."""
     count = sizes(paper, variant)
-    for number, text in ((count.total, total), (count.active, active)):
-        digits = len(text.partition(".")[2])
-        assert f"{number / 1e9:.{digits}f}" == text
+    assert (billions(count.total, total), billions(count.active, active)) == (total, active)
+    if paper in COUNTS_STATED:
+        assert says(module(paper).__doc__, total, active)
+        assert variant == "dense" or f"| {total}B, {active}B |" in DOCUMENT.read_text()
+
+
+COUNTS_STATED = ("deepseek_moe", "olmoe", "mixtral", "qwen3_moe")
+"""Presets whose docstring names the published counts and what they count."""
+
+
+def billions(number: float, like: str) -> str:
+    """The number in billions, to as many digits as `like` has."""
+    return f"{number / 1e9:.{len(like.partition('.')[2])}f}"
+
+
+def says(document: str, total: str, active: str) -> bool:
+    """Whether the preset's docstring states the two published numbers."""
+    return bool(re.search(rf"\b{total}B(?: total)?, {active}B\b", document))
+
+
+@pytest.mark.parametrize(
+    "paper, variant, total, active",
+    [
+        ("deepseek_v2", "lite", "15.7", "2.4"),  # C.6
+        ("deepseek_v2", "v2", "236", "21"),  # C.6
+        ("deepseek_v3", "v3", "671", "37"),  # the abstract
+    ],
+)
+def test_published_parameter_counts_without_an_active_embedding(
+    paper: str, variant: str, total: str, active: str
+) -> None:
+    """DeepSeek counts the head as active and the embedding not."""
+    count = sizes(paper, variant)
+    assert billions(count.total, total) == total
+    assert billions(count.active - count.embedding, active) == active
+    assert says(module(paper).__doc__, total, active)
+    assert f"| {total}B, {active}B |" in DOCUMENT.read_text()
+    assert sizes(paper, f"{variant}_long") == count
+
+
+@pytest.mark.parametrize(
+    "paper, variant, published, elsewhere",
+    [
+        ("mixtral", "8x7b", 46_702_792_704, 0),
+        ("qwen3_moe", "30b_a3b", 30_532_122_624, 0),
+        ("deepseek_v2", "lite", 15_706_484_224, 0),
+        ("deepseek_v2", "v2", 235_741_434_880, 0),
+        ("deepseek_v3", "v3", 671_026_419_200, 58 * 256),  # router biases: state here
+        ("olmoe", "1b_7b", 6_919_161_856, 16 * 2 * (2048 - 128)),  # QK-norm over all heads
+    ],
+)
+def test_released_checkpoints_have_as_many_numbers(
+    paper: str, variant: str, published: int, elsewhere: int
+) -> None:
+    """Every number of the safetensors files on Hugging Face: routers and norm scales too."""
+    assert sizes(paper, variant).everything == published - elsewhere
 
 
 def test_deepseek_moe_16b_counts_everything() -> None:
@@ -307,7 +368,7 @@ def test_an_unknown_variant_is_one_line_with_the_nearest() -> None:
 
 def test_the_document_has_the_sizes_of_every_variant() -> None:
     """To renew it: `PYTHONPATH=.:tests/papers python -m paper_configs`."""
-    document = (REPOSITORY / "docs" / "papers.md").read_text()
+    document = DOCUMENT.read_text()
     assert paper_configs.table() in document
     for paper in PAPERS:
         assert f"`{paper}.py`" in document

@@ -56,8 +56,10 @@ SPECS = {
 
 
 @functools.cache
-def ffn_subject(name, backend):
-    spec = dataclasses.replace(SPECS[name], backend=backend)
+def ffn_subject(name, backend, matmul="auto", rows_per_token=0.0):
+    spec = dataclasses.replace(
+        SPECS[name], backend=backend, grouped_matmul=matmul, rows_per_token=rows_per_token
+    )
     return Subject(
         num_experts=E,
         init=lambda key, dtype: init_weights(key, spec, D, jnp.dtype(dtype)),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import pytest
 import standin
 
 from moejax.data import DataConfig, Dataset
+from moejax.sharding import mesh
 from moejax.train import Experiment, session
 
 
@@ -16,6 +18,14 @@ from moejax.train import Experiment, session
 def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Dataset]:
     """A tiny corpus, built once."""
     return standin.make_dataset(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device() -> Iterator[None]:
+    """Runs without a mesh of their own have one of the tests' eight devices, as on a laptop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh, "mesh_devices", lambda: jax.devices()[:1])
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,7 +36,7 @@ def compiled_once() -> Iterator[None]:
 
     def compile_once(config: Experiment, model: Any = None) -> Any:
         model_key = model if isinstance(model, standin.StandIn) else config.model
-        parts = (model_key, config.optimizer, config.schedule, config.train)
+        parts = (model_key, config.optimizer, config.schedule, config.train, config.mesh)
         key = repr((*parts, config.data.seq_len, config.evaluation.batch_size))
         if key not in programs:
             programs[key] = compile_really(config, model)

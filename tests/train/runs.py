@@ -1,8 +1,9 @@
-"""Comparing run directories bit for bit."""
+"""Comparing run directories bit for bit; the environment of a training process."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ import orbax.checkpoint as ocp
 from moejax.train.progress import Progress, StepReport
 
 WALL_CLOCK = ("time/", "perf/")
+
+
+def environment(**variables: Any) -> dict[str, str]:
+    """This process' environment for one with a single CPU device, as on a laptop."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    kept = [flag for flag in flags if "host_platform_device_count" not in flag]
+    own = {name: str(value) for name, value in variables.items()}
+    return os.environ | {"XLA_FLAGS": " ".join(kept)} | own
 
 
 class Killed(BaseException):

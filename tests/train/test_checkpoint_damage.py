@@ -19,6 +19,7 @@ from moejax.data import DataConfig, Dataset
 from moejax.train import Experiment, StorageError, run
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.clock import Clock
+from moejax.train.layout import make_layout
 from moejax.train.state import TrainState
 
 STEPS = 12
@@ -39,8 +40,9 @@ def abstract(value: TrainState) -> TrainState:
     return jax.eval_shape(lambda: value)
 
 
-def open_at(directory: Path) -> Checkpoints:
-    return Checkpoints(directory / "checkpoints", directory / "damaged", keep=3)
+def open_at(directory: Path, own: TrainState | None = None, keep: int = 3) -> Checkpoints:
+    layout = make_layout(abstract(own or state()), {}, None)
+    return Checkpoints(directory / "checkpoints", directory / "damaged", keep, layout)
 
 
 def save_three(directory: Path) -> Path:
@@ -114,7 +116,7 @@ def test_falls_back_loudly_to_the_older_checkpoint(
     damage(save_three(tmp_path))
     said: list[str] = []
     checkpoints = open_at(tmp_path)
-    restored = checkpoints.restore_newest(abstract(state()), said.append)
+    restored = checkpoints.restore_newest(said.append)
     assert restored is not None
     found, clock = restored
     assert clock == Clock(step=4, flops=4 / 3)
@@ -135,10 +137,10 @@ def test_never_starts_over_by_itself_when_every_checkpoint_is_damaged(tmp_path: 
         flip_a_bit(newest.parent / str(step))
     said: list[str] = []
     with pytest.raises(StorageError, match=r"none of the checkpoints .* is whole"):
-        open_at(tmp_path).restore_newest(abstract(state()), said.append)
+        open_at(tmp_path).restore_newest(said.append)
     assert len(said) == 3
     with pytest.raises(StorageError, match="holds damaged ones"):  # and not the second time either
-        open_at(tmp_path).restore_newest(abstract(state()), said.append)
+        open_at(tmp_path).restore_newest(said.append)
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])
@@ -166,7 +168,7 @@ def test_a_save_that_dies_before_its_commit_is_never_listed(
 
     checkpoints = open_at(tmp_path)
     assert checkpoints.steps() == [2, 4, 6]
-    restored = checkpoints.restore_newest(abstract(state()), print)
+    restored = checkpoints.restore_newest(print)
     assert restored is not None
     assert runs.tree_bytes(restored[0]) == runs.tree_bytes(state(6.0))
     checkpoints.save(state(8.0), Clock(step=8))
@@ -177,9 +179,9 @@ def test_a_save_that_dies_before_its_commit_is_never_listed(
 @pytest.mark.parametrize("width", [2, 4])
 def test_another_model_is_refused_by_the_name_of_the_leaf(tmp_path: Path, width: int) -> None:
     save_three(tmp_path)
-    checkpoints = open_at(tmp_path)
+    checkpoints = open_at(tmp_path, state(width=width))
     with pytest.raises(StorageError, match=r"does not match the model.*trainable\.w") as caught:
-        checkpoints.restore_newest(abstract(state(width=width)), print)
+        checkpoints.restore_newest(print)
     assert "\n" not in str(caught.value)
     assert checkpoints.steps() == [2, 4, 6]
     checkpoints.close()
@@ -190,7 +192,7 @@ def test_a_missing_and_an_extra_leaf_are_named(tmp_path: Path) -> None:
     changed = state()
     changed.trainable["u"] = changed.trainable.pop("v")
     with pytest.raises(StorageError, match=r"trainable\.u is not in the checkpoint"):
-        open_at(tmp_path).restore_newest(abstract(changed), print)
+        open_at(tmp_path, changed).restore_newest(print)
 
 
 def test_a_newer_format_is_refused_not_called_damaged(tmp_path: Path) -> None:
@@ -199,12 +201,12 @@ def test_a_newer_format_is_refused_not_called_damaged(tmp_path: Path) -> None:
     header = json.loads(path.read_text())
     header["format_version"] = 99
     path.write_text(json.dumps(header))
-    with pytest.raises(StorageError, match="format version 99; this moejax reads 1"):
-        open_at(tmp_path).restore_newest(abstract(state()), print)
+    with pytest.raises(StorageError, match="format version 99; this moejax reads 2"):
+        open_at(tmp_path).restore_newest(print)
 
 
 def test_keeps_the_newest(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "c", tmp_path / "d", keep=2)
+    checkpoints = open_at(tmp_path, keep=2)
     for step in range(1, 6):
         checkpoints.save(state(), Clock(step=step))
     checkpoints.wait()
@@ -224,7 +226,7 @@ def test_the_saved_state_is_the_one_given_although_its_buffers_are_donated(tmp_p
         current = step(current)
     jax.block_until_ready(current)
     checkpoints.wait()
-    restored = checkpoints.restore_newest(abstract(current), print)
+    restored = checkpoints.restore_newest(print)
     assert restored is not None
     assert runs.tree_bytes(restored[0]) == wanted
     checkpoints.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import runs
 from moejax.data import DataConfig, Dataset
 from moejax.train.lock import RunLock
 
@@ -180,7 +181,7 @@ def answers(
             text=True,
             check=False,
             cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "MOEJAX_CACHE": str(directory / "c")},
+            env=runs.environment(PYTHONPATH=REPOSITORY, MOEJAX_CACHE=directory / "c"),
         )
     assert done.returncode == 0, done.stderr
     found = [tuple(answer) for answer in json.loads(done.stdout)]

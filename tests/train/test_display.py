@@ -217,7 +217,7 @@ def test_flops_are_those_of_the_measured_widths(text: Text, tmp_path: Path) -> N
 def test_a_suite_shares_data_and_goes_on_where_it_was(
     text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "Transformer", lambda c: standin.StandIn(c.vocab_size))
+    monkeypatch.setattr(programs, "Transformer", lambda c, parallel: standin.StandIn(c.vocab_size))
     small = standin.experiment(text[0], steps=3, checkpoint=CheckpointConfig(every=1))
     two = {
         f"seed{seed}": dataclasses.replace(small, name=f"seed{seed}", seed=seed) for seed in (0, 1)

@@ -26,7 +26,7 @@ from moejax.train.evaluate import EvaluationConfig
 from moejax.train.log import LogConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+ENVIRONMENT = runs.environment(PYTHONPATH=REPOSITORY)
 STEPS = 12
 KINDS = ("dense", "top_k", "top_p", "hetero_top_k", "hetero_top_p")
 Text = tuple[DataConfig, Dataset]

@@ -25,9 +25,9 @@ def experiment(kind: str, **options: str) -> Experiment:
 
 @pytest.mark.parametrize("kind", lm.KINDS)
 def test_every_kind_is_possible(kind: str) -> None:
-    for size in ("nano", "base"):
+    for size in ("nano", "base", "1b", "16b", "671b"):
         check(experiment(kind, size=size), "config")
-    check(experiment(kind, size="nano", quick="true"), "config")
+        check(experiment(kind, size=size, quick="true"), "config")
 
 
 def test_every_router_of_ours_has_a_kind() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -43,7 +42,7 @@ def stop_at(out: Path, environment: dict[str, str], kind: str, step: int, signum
 
 @pytest.mark.slow
 def test_killed_quickstart(tmp_path: Path) -> None:
-    environment = os.environ | {"MOEJAX_CACHE": str(tmp_path / "cache")}
+    environment = runs.environment(MOEJAX_CACHE=tmp_path / "cache")
     out = tmp_path / "killed"
     assert stop_at(out, environment, "dense", 1, signal.SIGKILL) == -signal.SIGKILL
     assert stop_at(out, environment, "top_k", 2, signal.SIGTERM) in (143, -signal.SIGTERM)

@@ -101,8 +101,8 @@ def test_metrics_are_fetched_one_step_late(
     ahead: dict[int, int] = {}
     original = TrainStream.iterate
 
-    def counted(self: TrainStream, start: int = 0) -> Any:
-        for step, batch in original(self, start):
+    def counted(self: TrainStream, start: int, rows: Any) -> Any:
+        for step, batch in original(self, start, rows):
             taken.append(step + 1)
             yield step, batch
 

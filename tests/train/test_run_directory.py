@@ -14,8 +14,10 @@ import pytest
 import standin
 
 import runs
-from moejax.config import ConfigError
+from moejax.config import ConfigError, to_plain
 from moejax.data import DataConfig, Dataset
+from moejax.experts.exchange.config import ExchangeConfig
+from moejax.sharding import MeshConfig
 from moejax.train import Experiment, OccupiedError, StorageError, run
 from moejax.train.checkpoint import CheckpointConfig
 from moejax.train.lock import RunLock
@@ -101,14 +103,36 @@ def test_what_changes_no_number_may_change(text: Text, tmp_path: Path) -> None:
 
 
 def test_the_keys_that_may_change_exist(text: Text) -> None:
-    from moejax.config import to_plain
-
     plain = to_plain(standin.experiment(text[0]))
     for key in MAY_CHANGE:
-        group, name = key.split(".")
-        assert name in plain[group], key
+        group, _, name = key.partition(".")
+        assert not name or name in plain[group], key
+        assert group in plain, key
     assert identity_hash(plain) == identity_hash(plain | {"log": plain["log"] | {"wandb": "x"}})
     assert identity_hash(plain) != identity_hash(plain | {"log": plain["log"] | {"every": 7}})
+
+
+@pytest.mark.parametrize("overflow, same", [("exact", True), ("drop", False)])
+def test_the_mesh_may_change_unless_the_exchange_drops(
+    text: Text, tmp_path: Path, overflow: str, same: bool
+) -> None:
+    plain = to_plain(standin.experiment(text[0], exchange=ExchangeConfig(overflow=overflow)))
+    other = to_plain(
+        standin.experiment(
+            text[0],
+            mesh=MeshConfig(fsdp=1, expert=4),
+            exchange=ExchangeConfig("all_to_all", factor=1.5, overflow=overflow),
+        )
+    )
+    assert (identity_hash(plain) == identity_hash(other)) is same
+    run_dir = claim(tmp_path)
+    identify(run_dir, plain)
+    run_dir.metrics.write_text("trained\n")
+    if same:
+        assert identify(run_dir, other)
+    else:
+        with pytest.raises(ConfigError, match=r"mesh\.expert: 1 -> 4"):
+            identify(run_dir, other)
 
 
 @pytest.mark.parametrize("key", ["manifest_hash", "tokenizer_hash"])

@@ -175,8 +175,8 @@ def test_a_failing_data_source_fails_the_run(
 
     original: Callable[..., Any] = TrainStream.iterate
 
-    def dies(self: TrainStream, start: int = 0) -> Any:
-        for step, batch in original(self, start):
+    def dies(self: TrainStream, start: int = 0, rows: Any = slice(None)) -> Any:
+        for step, batch in original(self, start, rows):
             if step == 6:
                 raise MemoryError("worker out of memory")
             yield step, batch

@@ -21,47 +21,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from moejax.experts.plan import Plan, planned
 from moejax.experts.spec import ACTIVATIONS, ExpertsSpec, Weights
-from moejax.routing.contract import Routing
 
 Carry = Any
 
-PACKED_KEYS = 2**31
-"""How many different keys the packed sort of `_sort_by_expert` can tell apart (int32)."""
 
-
-def tiles(x_TD: jax.Array, routing: Routing, weights: Weights, spec: ExpertsSpec) -> jax.Array:
-    """`y_t = sum_k weight[t, k] * E_{expert[t, k]}(x_t)`, `[T, D]` in the dtype of `x_TD`."""
-    order_N, start_E, count_E = _sort_by_expert(routing.expert_TK, spec.num_experts)
-    # A tile may read past the last assignment; those reads are masked by the expert's count.
-    order_N = jnp.pad(order_N, (0, spec.tile))
-    return _tiles(x_TD, routing.weight_TK, weights, (order_N, start_E, count_E), spec)
-
-
-def _sort_by_expert(
-    expert_TK: jax.Array, num_experts: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Assignments (`t*K + k`) in order of their expert; first position and number per expert."""
-    expert_N = expert_TK.reshape(-1)
-    size = expert_N.shape[0]
-    if (num_experts + 1) * size < PACKED_KEYS:
-        # One unstable sort of a packed key is three times cheaper than a stable argsort on CPU.
-        packed_N = expert_N * size + jnp.arange(size, dtype=jnp.int32)
-        order_N = lax.sort(packed_N, is_stable=False) % size
-    else:
-        order_N = jnp.argsort(expert_N, stable=True).astype(jnp.int32)
-    count_E = jnp.zeros(num_experts, jnp.int32).at[expert_N].add(1, mode="drop")
-    return order_N, jnp.cumsum(count_E) - count_E, count_E
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _tiles(
+def forward(
     x_TD: jax.Array,
     weight_TK: jax.Array,
     weights: Weights,
-    layout: tuple[jax.Array, jax.Array, jax.Array],
+    plan: Plan,
     spec: ExpertsSpec,
 ) -> jax.Array:
+    """`y_t = sum_k weight[t, k] * E_{expert[t, k]}(x_t)`, `[T, D]` in the dtype of `x_TD`."""
+    layout = _layout(plan, spec)
     activation = ACTIVATIONS[spec.activation]
     y_TD = jnp.zeros(x_TD.shape, jnp.promote_types(x_TD.dtype, jnp.float32))
     for width, experts in spec.by_width().items():
@@ -81,14 +55,16 @@ def _tiles(
     return y_TD.astype(x_TD.dtype)
 
 
-def _forward(
-    x_TD: jax.Array, weight_TK: jax.Array, weights: Weights, layout: Any, spec: ExpertsSpec
-) -> tuple[jax.Array, Any]:
-    return _tiles(x_TD, weight_TK, weights, layout, spec), (x_TD, weight_TK, weights, layout)
-
-
-def _backward(spec: ExpertsSpec, residuals: Any, dy_TD: jax.Array) -> tuple[Any, ...]:
-    x_TD, weight_TK, weights, layout = residuals
+def backward(
+    x_TD: jax.Array,
+    weight_TK: jax.Array,
+    weights: Weights,
+    plan: Plan,
+    dy_TD: jax.Array,
+    spec: ExpertsSpec,
+) -> tuple[jax.Array, jax.Array, Weights]:
+    """The vector-Jacobian product of `forward` for `x_TD`, `weight_TK` and `weights`."""
+    layout = _layout(plan, spec)
     activation = ACTIVATIONS[spec.activation]
     acc = jnp.promote_types(x_TD.dtype, jnp.float32)
     grads = {name: jnp.zeros_like(weights[name]) for name in spec.weight_names}
@@ -147,10 +123,16 @@ def _backward(spec: ExpertsSpec, residuals: Any, dy_TD: jax.Array) -> tuple[Any,
         )
     dx_TD, dweight_N, grads = carry
     dweight_TK = dweight_N.reshape(weight_TK.shape).astype(weight_TK.dtype)
-    return dx_TD.astype(x_TD.dtype), dweight_TK, grads, None
+    return dx_TD.astype(x_TD.dtype), dweight_TK, grads
 
 
-_tiles.defvjp(_forward, _backward)
+tiles = planned(forward, backward)
+"""The back end."""
+
+
+def _layout(plan: Plan, spec: ExpertsSpec) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The plan's arrays; a tile may read past the last assignment, masked by the expert's count."""
+    return jnp.pad(plan.order_N, (0, spec.tile)), plan.start_E, plan.count_E
 
 
 def _for_each(

@@ -3,56 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moejax.config.counts import LayerShape
 from moejax.config.knobs import ConfigError, knob
-from moejax.models.attention.contract import AttentionInputs, KVCache, document_mask
+from moejax.models.attention.backends import BACKEND_DOC, BACKENDS, Documents
+from moejax.models.attention.contract import (
+    ATTENTIONS,
+    AttentionInputs,
+    AttentionKind,
+    KVCache,
+)
+from moejax.models.attention.projections import normal, project, project_back
 from moejax.models.norm import RMSNorm
-from moejax.models.rope import rotate
+from moejax.models.rope import Yarn, rotate
 
 
-def einsum_attention(
-    q_BSHd: jax.Array, k_BCGd: jax.Array, v_BCGd: jax.Array, mask_B1SC: jax.Array
-) -> jax.Array:
-    """Softmax attention by two einsums, `[B, S, H, d]`; softmax in float32 or better.
-
-    As fast as `jax.nn.dot_product_attention` on a CPU (docs/performance.md has the command) and,
-    unlike it, float64 throughout when its inputs are, so that tests can hold it to 1e-10.
-    """
-    batch, length, heads, head_dim = q_BSHd.shape
-    kv_heads = k_BCGd.shape[2]
-    wide = jnp.promote_types(q_BSHd.dtype, jnp.float32)
-    q_BGRSd = q_BSHd.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    q_BGRSd = q_BGRSd.transpose(0, 2, 3, 1, 4)
-    k_BGCd, v_BGCd = k_BCGd.swapaxes(1, 2), v_BCGd.swapaxes(1, 2)
-    scores = jnp.einsum("bgrsd,bgcd->bgrsc", q_BGRSd, k_BGCd, preferred_element_type=wide)
-    scores = jnp.where(mask_B1SC[:, :, None], scores * head_dim**-0.5, jnp.finfo(wide).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q_BSHd.dtype)
-    mixed_BGRSd = jnp.einsum("bgrsc,bgcd->bgrsd", weights, v_BGCd)
-    return mixed_BGRSd.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
-
-
-def _library(implementation: Literal["xla", "cudnn"]) -> Callable[..., jax.Array]:
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
-
-    return attend
-
-
-BACKENDS: dict[str, Callable[..., jax.Array]] = {
-    "einsum": einsum_attention,
-    "xla": _library("xla"),
-    "cudnn": _library("cudnn"),
-}
-
-
+@ATTENTIONS.register("gqa")
 @dataclasses.dataclass(frozen=True)
-class AttentionConfig:
+class AttentionConfig(AttentionKind):
     """Grouped-query attention (Ainslie et al. 2023); `kv_heads = heads` is multi-head."""
 
     heads: int = knob(4, low=1, unit="heads", doc="Query heads (H).")
@@ -61,11 +34,8 @@ class AttentionConfig:
     rope_theta: float = knob(10_000.0, low=1.0, doc="RoPE base.")
     qk_norm: bool = knob(False, doc="RMSNorm on queries and keys per head (Qwen3).")
     qkv_bias: bool = knob(False, doc="Biases on queries, keys and values (Qwen2).")
-    backend: str = knob(
-        "einsum",
-        choices=tuple(BACKENDS),
-        doc="How attention is computed: our einsums, or jax.nn.dot_product_attention's xla/cudnn.",
-    )
+    yarn: Yarn = Yarn()
+    backend: str = knob("einsum", choices=tuple(BACKENDS), doc=BACKEND_DOC)
 
     def resolve(self, d_model: int, path: str = "attention") -> AttentionConfig:
         """This config with `kv_heads` and `head_dim` filled in.
@@ -90,15 +60,30 @@ class AttentionConfig:
                 f"{path}.head_dim: RoPE needs an even head width, got {head_dim}; "
                 f"nearest valid value {head_dim + 1}"
             )
+        self.yarn.check_theta(self.rope_theta, path)
         return dataclasses.replace(self, kv_heads=kv_heads, head_dim=head_dim)
 
-    def check_platform(self, platform: str, path: str) -> None:
-        """Raises ConfigError when this machine (`jax.default_backend()`) lacks the back end."""
-        if self.backend == "cudnn" and platform != "gpu":
-            raise ConfigError(
-                f"{path}.backend='cudnn': needs a GPU but JAX runs on {platform} here; "
-                "nearest valid value 'xla'"
-            )
+    def build(self, d_model: int, **options: Any) -> Attention:
+        """The layer with fresh weights; options as `AttentionKind.build`."""
+        return Attention(d_model, self, **options)
+
+    def empty_cache(self, d_model: int, batch: int, capacity: int, dtype: jnp.dtype) -> KVCache:
+        """A `KVCache` with room for `capacity` tokens in each of `batch` rows."""
+        full = self.resolve(d_model)
+        return KVCache.empty(batch, capacity, full.kv_heads, full.head_dim, dtype)
+
+    def layer_shape(self, d_model: int) -> LayerShape:
+        """The counts' view: geometry, and vector parameters (norm scales, biases) as norms."""
+        full = self.resolve(d_model)
+        return LayerShape(
+            full.heads, full.kv_heads, full.head_dim, norm_parameters=full.num_vector_parameters
+        )
+
+    def small(self) -> AttentionConfig:
+        """The same attention with two heads, or two that share keys and values."""
+        return dataclasses.replace(
+            self, heads=2, kv_heads=self.kv_heads and 1, head_dim=self.head_dim and 16
+        )
 
     @property
     def num_vector_parameters(self) -> int:
@@ -125,15 +110,15 @@ class Attention(nnx.Module):
     ) -> None:
         self.config = config = config.resolve(d_model)
 
-        def normal(shape: tuple[int, ...], std: float) -> nnx.Param[jax.Array]:
-            return nnx.Param((jax.random.normal(rngs.params(), shape) * std).astype(param_dtype))
+        def weight(shape: tuple[int, ...], std: float) -> nnx.Param[jax.Array]:
+            return normal(rngs, shape, std, param_dtype)
 
         std = d_model**-0.5
-        self.q_DHd = normal((d_model, config.heads, config.head_dim), std)
-        self.k_DGd = normal((d_model, config.kv_heads, config.head_dim), std)
-        self.v_DGd = normal((d_model, config.kv_heads, config.head_dim), std)
+        self.q_DHd = weight((d_model, config.heads, config.head_dim), std)
+        self.k_DGd = weight((d_model, config.kv_heads, config.head_dim), std)
+        self.v_DGd = weight((d_model, config.kv_heads, config.head_dim), std)
         out_std = out_scale * (config.heads * config.head_dim) ** -0.5
-        self.o_HdD = normal((config.heads, config.head_dim, d_model), out_std)
+        self.o_HdD = weight((config.heads, config.head_dim, d_model), out_std)
         if config.qkv_bias:
             zeros_Hd = jnp.zeros((config.heads, config.head_dim), param_dtype)
             zeros_Gd = jnp.zeros((config.kv_heads, config.head_dim), param_dtype)
@@ -152,7 +137,7 @@ class Attention(nnx.Module):
         """
         dtype = x_BSD.dtype
         q_BSHd, k_BSGd, v_BSGd = (
-            _project(x_BSD, weight[...].astype(dtype))
+            project(x_BSD, weight[...].astype(dtype))
             for weight in (self.q_DHd, self.k_DGd, self.v_DGd)
         )
         if self.config.qkv_bias:
@@ -161,29 +146,19 @@ class Attention(nnx.Module):
             v_BSGd = v_BSGd + self.v_bias_Gd[...].astype(dtype)
         if self.config.qk_norm:
             q_BSHd, k_BSGd = self.q_norm(q_BSHd), self.k_norm(k_BSGd)
-        theta = self.config.rope_theta
-        q_BSHd = rotate(q_BSHd, inputs.positions_BS, theta)
-        k_BSGd = rotate(k_BSGd, inputs.positions_BS, theta)
+        config = self.config
+        q_BSHd = rotate(q_BSHd, inputs.positions_BS, config.rope_theta, config.yarn)
+        k_BSGd = rotate(k_BSGd, inputs.positions_BS, config.rope_theta, config.yarn)
         ids_BS = inputs.segment_ids_BS
-        if cache is None:
-            mask = document_mask(ids_BS, ids_BS)
-        else:
+        documents = Documents(ids_BS, ids_BS, mesh=inputs.mesh)
+        if cache is not None:
             start = cache.length
             cache = cache.append(k_BSGd, v_BSGd, ids_BS)
             k_BSGd, v_BSGd = cache.k_BCHd.astype(dtype), cache.v_BCHd.astype(dtype)
-            mask = document_mask(ids_BS, cache.segment_ids_BC, start)
-        mixed_BSHd = BACKENDS[self.config.backend](q_BSHd, k_BSGd, v_BSGd, mask)
-        flat_TN = mixed_BSHd.reshape(-1, mixed_BSHd.shape[2] * mixed_BSHd.shape[3])
-        y_TD = flat_TN @ self.o_HdD[...].astype(dtype).reshape(flat_TN.shape[1], -1)
-        return y_TD.reshape(x_BSD.shape), cache
-
-
-def _project(x_BSD: jax.Array, weight_DHd: jax.Array) -> jax.Array:
-    """`[B, S, H, d]`, as a product of flat matrices: XLA:CPU takes about twice as long when the
-    weight gradient contracts two axes."""
-    batch, length, width = x_BSD.shape
-    flat_TN = x_BSD.reshape(-1, width) @ weight_DHd.reshape(width, -1)
-    return flat_TN.reshape(batch, length, *weight_DHd.shape[1:])
+            documents = Documents(ids_BS, cache.segment_ids_BC, start)
+        scale = config.head_dim**-0.5 * config.yarn.score_factor
+        mixed_BSHd = BACKENDS[config.backend](q_BSHd, k_BSGd, v_BSGd, documents, scale)
+        return project_back(mixed_BSHd, self.o_HdD[...].astype(dtype)), cache
 
 
 def _nearest_divisor(number: int, near: int) -> int:

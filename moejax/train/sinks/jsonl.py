@@ -6,12 +6,48 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from moejax.config.files import write_bytes_atomic
 from moejax.train.errors import StorageError
 
 Line = dict[str, Any]
+
+
+class Record(Protocol):
+    """What takes metrics lines and can make them durable."""
+
+    lines: int
+
+    def write(self, line: Line) -> None:
+        """Takes one line."""
+
+    def flush(self) -> None:
+        """Makes what was taken visible."""
+
+    def sync(self) -> None:
+        """Makes what was taken durable."""
+
+    def close(self) -> None:
+        """Flushes and lets go."""
+
+
+class NoMetrics:
+    """The record of a process that writes none: process 0 has it."""
+
+    lines = 0
+
+    def write(self, line: Line) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class MetricsFile:
