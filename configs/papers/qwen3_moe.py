@@ -32,7 +32,7 @@ MODEL = ModelConfig(
     moe=MoeConfig(
         experts=128,
         widths=WidthPlan(mean=768),
-        # norm_topk_prob=true; initializer_range 0.02 is the port's default, for the router UNVERIFIED.
+        # norm_topk_prob=true; initializer_range 0.02 is the port's default: UNVERIFIED here.
         router=TopK(k=8, renormalise=True, init_std=0.02),
         # router_aux_loss_coef 0.001 in the convention of the port (section 0.2); that loads are
         # compared over the whole batch is the report's word [2ND].
