@@ -77,9 +77,15 @@ def sharded_cross_entropy(
         return chunked_cross_entropy(x_BSD, table_VD, targets_BS, mask_BS, **options)
     rows = PartitionSpec(axes)
 
-    def local(*given: jax.Array) -> tuple[jax.Array, jax.Array]:
-        total, nll_BS = chunked_cross_entropy(*given, **options)
+    def local(x_BSD: jax.Array, table_VD: jax.Array, *given: jax.Array) -> tuple[Any, Any]:
+        total, nll_BS = chunked_cross_entropy(
+            x_BSD, table_VD.astype(x_BSD.dtype), *given, **options
+        )
         return jax.lax.psum(total, axes), nll_BS
+
+    # In float32 or wider across the edge, because so is then the sum of its gradients over devices.
+    # (In bfloat16, XLA:CPU aborts: it cannot promote the all-reduce of a partly manual region.)
+    table_VD = table_VD.astype(jnp.promote_types(table_VD.dtype, jnp.float32))
 
     return jax.shard_map(
         local,

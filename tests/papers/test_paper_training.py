@@ -10,6 +10,7 @@ import paper_configs
 import pytest
 
 from moejax.data import DataConfig, Dataset, prepare
+from moejax.sharding import MeshConfig
 from moejax.train import run
 from moejax.train.evaluate import EvaluationConfig
 from moejax.train.log import LogConfig
@@ -43,6 +44,9 @@ def test_a_paper_trains(paper: str, text: tuple[DataConfig, Dataset], tmp_path: 
         train=dataclasses.replace(quick.train, steps=STEPS),
         evaluation=EvaluationConfig(every=STEPS, batch_size=8, max_tokens=256, trace_tokens=64),
         log=LogConfig(tensorboard=False),
+        mesh=MeshConfig(
+            fsdp=1
+        ),  # batches of the quick form need not divide over the tests' devices
     )
     run(chosen, tmp_path / "run", dataset=text[1])
     written = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
