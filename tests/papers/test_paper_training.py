@@ -44,9 +44,8 @@ def test_a_paper_trains(paper: str, text: tuple[DataConfig, Dataset], tmp_path: 
         train=dataclasses.replace(quick.train, steps=STEPS),
         evaluation=EvaluationConfig(every=STEPS, batch_size=8, max_tokens=256, trace_tokens=64),
         log=LogConfig(tensorboard=False),
-        mesh=MeshConfig(
-            fsdp=1
-        ),  # batches of the quick form need not divide over the tests' devices
+        # Batches of the quick form need not divide over the tests' eight devices.
+        mesh=MeshConfig(fsdp=1),
     )
     run(chosen, tmp_path / "run", dataset=text[1])
     written = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
