@@ -2,7 +2,7 @@
 
 | axis | splits | what crosses it |
 |---|---|---|
-| `data` | the batch; parameters are copies | gradients, once per step |
+| `data` | the batch; parameters are copies | gradients (experts': of each micro-batch) |
 | `fsdp` | the batch; each parameter along one dimension | parameters before use, gradients after |
 | `expert` | the batch; experts; other parameters as `fsdp` | tokens to their experts and back |
 | `tensor` | heads, hidden units, vocabulary; not the batch | partial sums of activations |

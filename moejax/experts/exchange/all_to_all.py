@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moejax.experts.exchange.allgather import allgather
+from moejax.experts.exchange.bounded import bounded, combined, destinations
 from moejax.experts.exchange.config import ExchangeConfig
 from moejax.experts.exchange.local import Local, Pieces, flat
 from moejax.experts.spec import Weights
-from moejax.sharding import AXES
 
 
 def rows_per_pair(tokens: int, planned: float, devices: int, factor: float) -> int:
@@ -33,44 +32,29 @@ def all_to_all(
     """See `Exchange`."""
     num_tokens = x_TD.shape[0]
     capacity = rows_per_pair(num_tokens, local.planned, local.devices, config.factor)
-    wanted_TP = (pieces.device_TKM[..., None] == jnp.arange(local.devices)).any((1, 2))
-    rank_TP = jnp.cumsum(wanted_TP, 0, dtype=jnp.int32) - 1
-    sent_TP = wanted_TP & (rank_TP < capacity)
+    wanted_TP, rank_TP = destinations(pieces, local.devices)
+    fits_TP = rank_TP < capacity
+    place_TP = jnp.where(wanted_TP & fits_TP, rank_TP, capacity)
 
     def travel(
         x_TD: jax.Array, weight_TK: jax.Array, weights: Weights, pieces: Pieces
     ) -> jax.Array:
-        return _there_and_back(
-            local, x_TD, pieces, weight_TK, weights, jnp.where(sent_TP, rank_TP, capacity), capacity
-        )
+        return _there_and_back(local, x_TD, pieces, weight_TK, weights, place_TP, capacity)
 
     if capacity == num_tokens:
         return travel(x_TD, weight_TK, weights, pieces), {}
-    if config.overflow == "exact":
-        lost = lax.psum((wanted_TP & ~sent_TP).sum(dtype=jnp.int32), AXES)
-        y_TD = lax.cond(
-            lost == 0,
-            travel,
-            # Recomputed: a branch that is hardly ever taken must not have its residuals allocated.
-            jax.checkpoint(
-                lambda x_TD, weight_TK, weights, pieces: allgather(
-                    local, config, x_TD, pieces, weight_TK, weights
-                )[0]
-            ),
-            x_TD,
-            weight_TK,
-            weights,
-            pieces,
-        )
-        return y_TD, {}
-    # An expert in pieces is computed whole or not at all.
-    fits_TP1 = jnp.pad(sent_TP, ((0, 0), (0, 1)), constant_values=True)  # no piece: nothing to lose
-    fits_TKM = jnp.take_along_axis(fits_TP1[:, None, :], pieces.device_TKM, axis=2)
-    lost_TK = ~fits_TKM.all(-1)
-    pieces = pieces._replace(
-        device_TKM=jnp.where(lost_TK[..., None], local.devices, pieces.device_TKM)
+    return bounded(
+        travel,
+        local,
+        config,
+        x_TD,
+        pieces,
+        weight_TK,
+        weights,
+        wanted_TP=wanted_TP,
+        fits_TP=fits_TP,
+        cause="exchange_send",
     )
-    return travel(x_TD, weight_TK, weights, pieces), {"exchange_send": lost_TK}
 
 
 def _there_and_back(
@@ -104,7 +88,4 @@ def _there_and_back(
         weights,
     )
     y_PCD = exchange(y_RD.reshape(x_PCD.shape))
-    # A token's parts come back from several devices: they add, in float32 or wider.
-    y_TD = jnp.zeros(x_TD.shape, jnp.promote_types(x_TD.dtype, jnp.float32))
-    y_TD = y_TD.at[token_PC].add(y_PCD.astype(y_TD.dtype), mode="drop")
-    return lax.psum(y_TD, "tensor").astype(x_TD.dtype)
+    return combined(x_TD, token_PC, y_PCD)

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from moejax.experts.exchange.allgather import allgather
+from moejax.experts.exchange.bounded import bounded, combined, destinations
 from moejax.experts.exchange.config import ExchangeConfig
 from moejax.experts.exchange.local import Local, Pieces, flat
 from moejax.experts.spec import Weights
-from moejax.sharding import AXES
 
 
 class _Plan(NamedTuple):
@@ -67,14 +66,13 @@ def ragged(
     """See `Exchange`."""
     num_tokens = x_TD.shape[0]
     received = rows_received(num_tokens, local.planned, local.devices, config.factor)
-    wanted_TP = (pieces.device_TKM[..., None] == jnp.arange(local.devices)).any((1, 2))
+    wanted_TP, rank_TP = destinations(pieces, local.devices)
     wish_PP = lax.all_gather(wanted_TP.sum(0, dtype=jnp.int32), "expert")
     begin_PP = jnp.cumsum(wish_PP, 1) - wish_PP
     place_PP = jnp.cumsum(wish_PP, 0) - wish_PP
     # The first senders fill a buffer; the last ones find what is left of it.
     size_PP = jnp.clip(received - place_PP, 0, wish_PP)
     plan = _Plan(size_PP, begin_PP, jnp.minimum(place_PP, received))
-    rank_TP = jnp.cumsum(wanted_TP, 0, dtype=jnp.int32) - 1
 
     def travel(
         x_TD: jax.Array, weight_TK: jax.Array, weights: Weights, pieces: Pieces
@@ -85,31 +83,18 @@ def ragged(
 
     if received == num_tokens * local.devices:
         return travel(x_TD, weight_TK, weights, pieces), {}
-    if config.overflow == "exact":
-        lost = lax.psum((wish_PP - size_PP).sum(), AXES)
-        y_TD = lax.cond(
-            lost == 0,
-            travel,
-            # Recomputed: a branch that is hardly ever taken must not have its residuals allocated.
-            jax.checkpoint(
-                lambda x_TD, weight_TK, weights, pieces: allgather(
-                    local, config, x_TD, pieces, weight_TK, weights
-                )[0]
-            ),
-            x_TD,
-            weight_TK,
-            weights,
-            pieces,
-        )
-        return y_TD, {}
-    fits_TP = rank_TP < size_PP[lax.axis_index("expert")]
-    fits_TP1 = jnp.pad(fits_TP, ((0, 0), (0, 1)), constant_values=True)  # no piece: nothing to lose
-    fits_TKM = jnp.take_along_axis(fits_TP1[:, None, :], pieces.device_TKM, axis=2)
-    lost_TK = ~fits_TKM.all(-1)
-    pieces = pieces._replace(
-        device_TKM=jnp.where(lost_TK[..., None], local.devices, pieces.device_TKM)
+    return bounded(
+        travel,
+        local,
+        config,
+        x_TD,
+        pieces,
+        weight_TK,
+        weights,
+        wanted_TP=wanted_TP,
+        fits_TP=rank_TP < size_PP[lax.axis_index("expert")],
+        cause="exchange_receive",
     )
-    return travel(x_TD, weight_TK, weights, pieces), {"exchange_receive": lost_TK}
 
 
 def _there_and_back(
@@ -148,9 +133,7 @@ def _there_and_back(
     weight_QJ = plan.send(take(weight_TJ), empty(assignments, weight_TJ.dtype))
     y_QD = local.run(x_QD, slot_QJ, weight_QJ, weights)
     y_RD = plan.reversed().send(y_QD, jnp.zeros((sent, width), y_QD.dtype))
-    y_TD = jnp.zeros(x_TD.shape, jnp.promote_types(x_TD.dtype, jnp.float32))
-    y_TD = y_TD.at[token_R].add(y_RD.astype(y_TD.dtype), mode="drop")
-    return lax.psum(y_TD, "tensor").astype(x_TD.dtype)
+    return combined(x_TD, token_R, y_RD)
 
 
 def _ragged_all_to_all(*given: jax.Array) -> jax.Array:

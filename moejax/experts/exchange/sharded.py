@@ -82,12 +82,22 @@ def sharded_expert_ffn(
       x_TD, routing: the whole batch, rows in order of the mesh's batch axes.
       compute: the back end of each device.
 
+    Raises:
+      ConfigError: tokens that do not divide over the batch axes.
+
     Returns:
       `y_TD`, and bool `[T, K]` by cause of drop: assignments that found no room on the way.
     """
     mesh, placed = parallel.mesh, parallel.placement(spec)
     widths = tuple(units * spec.unit for units in placed.slot_units)
-    tokens = x_TD.shape[0] // math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if x_TD.shape[0] % parts:
+        near = math.ceil(x_TD.shape[0] / parts) * parts
+        raise ConfigError(
+            f"{x_TD.shape[0]} tokens do not divide over {parts} shards of the batch; nearest valid "
+            f"value {near}"
+        )
+    tokens = x_TD.shape[0] // parts
     planned = spec.rows_per_token / ROOM * tokens * placed.mean_pieces
     local = Local(dataclasses.replace(spec, widths=widths), placed.devices, planned, compute)
     device_EM, slot_EM = placed.tables()

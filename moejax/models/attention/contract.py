@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 from typing import Any, Protocol, Self, TypeVar
@@ -129,7 +130,7 @@ class AttentionModule(Protocol[C]):
         """
 
 
-class AttentionKind:
+class AttentionKind(abc.ABC):
     """Base of every attention: a frozen dataclass of knobs that knows what it is made of.
 
     Register a subclass with `@ATTENTIONS.register("name")` and it is available to every config as
@@ -138,14 +139,15 @@ class AttentionKind:
 
     backend: str
 
+    @abc.abstractmethod
     def resolve(self, d_model: int, path: str = "attention") -> Self:
         """This config with everything filled in that follows from the model width.
 
         Raises:
           ConfigError: the numbers do not fit together.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def build(
         self,
         d_model: int,
@@ -156,19 +158,18 @@ class AttentionKind:
         out_scale: float = 1.0,
     ) -> AttentionModule[Any]:
         """The layer with fresh weights; `out_scale` scales those of the output projection."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def empty_cache(self, d_model: int, batch: int, capacity: int, dtype: jnp.dtype) -> Any:
         """A cache with room for `capacity` tokens in each of `batch` rows."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def layer_shape(self, d_model: int) -> LayerShape:
         """The counts' view: geometry, and vector parameters (norm scales, biases) as norms."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def small(self) -> Self:
         """The same attention with two narrow heads, for `quick` configs: sizes shrink, no more."""
-        raise NotImplementedError
 
     def check_platform(self, platform: str, path: str) -> None:
         """Raises ConfigError when this machine (`jax.default_backend()`) lacks the back end."""
