@@ -1,4 +1,6 @@
-"""Models on pods that `python -m tools.aot --table` compiles: data, no logic."""
+"""Models on pods that `python -m tools.aot --table` compiles: data, no logic.
+
+Proposals: their sizes divide, but not every row has been compiled yet (docs/pods.md)."""
 
 from __future__ import annotations
 
