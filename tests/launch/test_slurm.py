@@ -1,21 +1,34 @@
-"""A real Slurm on this machine: the job script finds its processes, survives a killed one, ends.
+"""A real Slurm on this machine: the job script finds its processes, survives the loss of one, goes
+back in the queue, ends.
 
 Needs root and Debian's packages; without them the test fails and says so.
 """
 
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
+from launched import (
+    EIGHT_DEVICES,
+    REPOSITORY,
+    TRAIN,
+    assert_same_losses,
+    environment,
+    free_ports,
+    losses,
+    train_alone,
+    training_process,
+    wait_until,
+)
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.all
+
 PACKAGES = "apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
+SCRIPT = str(REPOSITORY / "tools" / "launch" / "slurm.sh")
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}
@@ -37,32 +50,69 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName={host} CPUs=8 RealMemory=8000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP
 """
-TRAIN = [
-    "--config=configs/lm.py:size=nano,moe=hetero_top_p,quick=true",
-    "--config.train.steps=40",
-    "--config.train.batch_size=8",
-    "--config.evaluation.batch_size=8",
-    "--config.checkpoint.every=5",
-    "--config.log.tensorboard=false",
-]
+STANDIN = """#!/bin/bash
+# Instead of python: tells how it was started, ends with the code of `--end=`, or at SIGTERM.
+echo "start ${SLURM_RESTART_COUNT:-0} of task $SLURM_PROCID: $*"
+last=${!#}
+[[ $last != --end=* ]] || exit "${last#--end=}"
+[[ ${SLURM_RESTART_COUNT:-0} == 0 ]] || exit 0
+trap 'echo written; exit 143' TERM
+while :; do sleep 0.1; done
+"""
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+class Slurm:
+    """Commands of a Slurm of one node, and one job with its log."""
+
+    def __init__(self, home, variables):
+        self.log = home / "job.log"
+        self.variables = variables
+
+    def submit(self, *arguments, options=("--ntasks=2",), **variables):
+        """The number of a job of `tools/launch/slurm.sh`."""
+        command = ["sbatch", "--parsable", f"--output={self.log}", *options, SCRIPT, *arguments]
+        return self.call(*command, **variables).strip()
+
+    def call(self, *command, **variables):
+        done = subprocess.run(
+            command,
+            env=self.variables | variables,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout
+
+    def state(self, job):
+        """What `scontrol show job` says, as a dictionary."""
+        pairs = self.call("scontrol", "-o", "show", "job", job).split()
+        return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+
+    def wait(self, job, state, seconds=60, restarts="0"):
+        def there():
+            now = self.state(job)
+            return now["JobState"] == state and now["Restarts"] == restarts
+
+        wait_until(there, seconds, lambda: f"{self.state(job)}\n{self.story()}")
+
+    def story(self):
+        return self.log.read_text()[-4000:] if self.log.exists() else "no job.log"
+
+    def start_now(self, job):
+        """Slurm holds a job for two minutes when it comes back; a test need not wait."""
+        self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment in which `sbatch` and the like reach a Slurm of one node."""
+    """A Slurm of one node; `urgent` takes the node from `main`."""
     missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if not which(name)]
     assert not missing, f"{', '.join(missing)}: not installed; {PACKAGES}"
     assert os.geteuid() == 0, "slurmd needs root"
@@ -72,18 +122,20 @@ def slurm(tmp_path):
     config = home / "slurm.conf"
     host = socket.gethostname().partition(".")[0]
     config.write_text(CONFIG.format(host=host, home=home, ports=free_ports(2)))
-    environment = os.environ | {"SLURM_CONF": str(config)}
+    variables = os.environ | {"SLURM_CONF": str(config)}
     shutil.chown("/run/munge", "munge", "munge")
     subprocess.run(["runuser", "-u", "munge", "--", "munged", "--force"], check=False)
     daemons = [
-        subprocess.Popen([which(name), "-D"], env=environment) for name in ("slurmctld", "slurmd")
+        subprocess.Popen([which(name), "-D"], env=variables) for name in ("slurmctld", "slurmd")
     ]
+    one = Slurm(tmp_path, variables)
     try:
-        deadline = time.monotonic() + 60
-        while "idle" not in call(["sinfo", "-h", "-o", "%t"], environment):
-            assert time.monotonic() < deadline, (home / "slurmctld.log").read_text()[-2000:]
-            time.sleep(0.5)
-        yield environment
+        wait_until(
+            lambda: "idle" in one.call("sinfo", "-h", "-o", "%t"),
+            60,
+            lambda: (home / "slurmctld.log").read_text()[-2000:],
+        )
+        yield one
     finally:
         for daemon in daemons:
             daemon.terminate()
@@ -91,77 +143,97 @@ def slurm(tmp_path):
             daemon.wait()
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train_alone(tmp_path_factory.mktemp("alone"))
+
+
 def which(name):
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
-def call(command, environment):
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return done.stdout
+def submit_training(slurm, run):
+    flags = [*TRAIN, *EIGHT_DEVICES, "--heartbeat_seconds=10", f"--workdir={run}"]
+    job = slurm.submit(*flags, **environment(run.parent, devices=4))
+    wait_until(lambda: max(losses(run), default=0) >= 8, 400, slurm.story)
+    return job
 
 
-def steps(run):
-    path = run / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
-
-
-def process_of(rank, workdir):
-    """The pid of a task of the job by its Slurm rank."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:  # gone meanwhile
-            continue
-        ours = b"experiments.train" in command and str(workdir).encode() in command
-        if ours and b"python" in command.split(b"\0")[0] and b"SLURM_PROCID=%d" % rank in variables:
-            return int(entry.name)
-    return None
-
-
-@pytest.mark.all
-def test_a_job_of_two_processes_survives_the_loss_of_one(slurm, tmp_path):
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    flags = [flag for flag in flags if "device_count" not in flag]
-    environment = slurm | {
-        "MOEJAX_CACHE": str(tmp_path / "cache"),
-        "PYTHON": str(REPOSITORY / ".venv" / "bin" / "python"),
-        "JAX_PLATFORMS": "cpu",
-    }
-    runs = {"slurm": tmp_path / "slurm_run", "alone": tmp_path / "alone_run"}
-    job = ["sbatch", "--wait", "--ntasks=2", f"--output={tmp_path}/job.log", "--export=ALL"]
-    script = str(REPOSITORY / "tools" / "launch" / "slurm.sh")
-    mesh = ["--config.mesh.fsdp=2", "--config.mesh.expert=4", "--heartbeat_seconds=10"]
-    four = " ".join([*flags, "--xla_force_host_platform_device_count=4"])
-    with subprocess.Popen(
-        [*job, script, *TRAIN, *mesh, f"--workdir={runs['slurm']}"],
-        env=environment | {"XLA_FLAGS": four},
-        cwd=REPOSITORY,
-    ) as waiting:
-        deadline = time.monotonic() + 400
-        while max(steps(runs["slurm"]), default=0) < 8:
-            assert waiting.poll() is None and time.monotonic() < deadline, log_of(tmp_path)
-            time.sleep(0.2)
-        victim = process_of(1, runs["slurm"])
-        assert victim is not None, "no second process to kill"
-        os.kill(victim, signal.SIGKILL)
-        assert waiting.wait(timeout=400) == 0, log_of(tmp_path)
-    log = log_of(tmp_path)
+def test_a_job_of_two_processes_survives_the_loss_of_one(slurm, alone, tmp_path):
+    run = tmp_path / "run"
+    job = submit_training(slurm, run)
+    victim = training_process(run, "SLURM_PROCID=1")
+    assert victim is not None, "no second process to kill"
+    os.kill(victim, signal.SIGKILL)
+    slurm.wait(job, "COMPLETED", seconds=400)
+    log = slurm.log.read_text()
     assert "starting again" in log and "resumed at step" in log, log
-    done = subprocess.run(
-        [environment["PYTHON"], "-m", "experiments.train", *TRAIN, f"--workdir={runs['alone']}"],
-        env=environment | {"XLA_FLAGS": " ".join(flags)},
-        cwd=REPOSITORY,
-        check=False,
-    )
-    assert done.returncode == 0
-    together, alone = steps(runs["slurm"]), steps(runs["alone"])
-    assert together.keys() == alone.keys() == set(range(1, 41))
-    for step, loss in alone.items():
-        assert together[step] == pytest.approx(loss, rel=1e-4), f"step {step}"
+    assert_same_losses(run, alone)
 
 
-def log_of(directory):
-    path = directory / "job.log"
-    return path.read_text()[-4000:] if path.exists() else "no job.log"
+def test_a_job_that_is_told_to_stop_goes_back_in_the_queue_and_finishes(slurm, alone, tmp_path):
+    run = tmp_path / "run"
+    job = submit_training(slurm, run)
+    # What --signal=TERM@120 does before the time limit.
+    slurm.call("scancel", "--signal=TERM", job)
+    slurm.wait(job, "PENDING", seconds=100, restarts="1")
+    stopped_at = max(losses(run))
+    assert stopped_at < max(alone)
+    assert "back in the queue" in slurm.log.read_text()
+    slurm.start_now(job)
+    slurm.wait(job, "COMPLETED", seconds=400, restarts="1")
+    # The last step before, so that nothing was done twice.
+    assert f"resumed at step {stopped_at}" in slurm.log.read_text()
+    assert_same_losses(run, alone)
+
+
+@pytest.fixture
+def standin(tmp_path):
+    """A job that only shows what the script does with it."""
+    path = tmp_path / "standin"
+    path.write_text(STANDIN)
+    path.chmod(0o755)
+    return {"PYTHON": str(path)}
+
+
+def submit_standin(slurm, standin, *options):
+    job = slurm.submit("--config=a b.py", options=["--ntasks=2", *options], **standin)
+    wait_until(lambda: "start 0 of task 1" in slurm.story(), 60, slurm.story)
+    assert "-m experiments.train --config=a b.py" in slurm.story()
+    time.sleep(0.5)  # for its trap
+    return job
+
+
+def test_the_time_limit_is_a_reason_to_go_back_in_the_queue(slurm, standin):
+    # Slurm rounds the limit up to a minute and looks at it every half minute.
+    job = submit_standin(slurm, standin, "--time=1", "--signal=TERM@50")
+    slurm.wait(job, "PENDING", seconds=100, restarts="1")
+    slurm.start_now(job)
+    slurm.wait(job, "COMPLETED", restarts="1")
+    assert slurm.story().count("written") == 2
+
+
+def test_a_preempted_job_saves_and_comes_back(slurm, standin):
+    job = submit_standin(slurm, standin, "--exclusive")
+    slurm.call("sbatch", "-p", "urgent", "--exclusive", "--output=/dev/null", "--wrap", "sleep 1")
+    slurm.wait(job, "PENDING", restarts="1")
+    assert slurm.story().count("written") == 2
+    slurm.start_now(job)
+    slurm.wait(job, "COMPLETED", restarts="1")
+
+
+def test_a_cancelled_job_does_not_come_back(slurm, standin):
+    job = submit_standin(slurm, standin)
+    slurm.call("scancel", job)
+    slurm.wait(job, "CANCELLED")
+    wait_until(lambda: slurm.story().count("written") == 2, 60, slurm.story)
+    time.sleep(5)  # time for what must not happen
+    slurm.wait(job, "CANCELLED", seconds=0)
+
+
+@pytest.mark.parametrize("code, attempts", [(3, 1), (5, 2)])
+def test_only_what_may_end_better_is_tried_again(slurm, standin, code, attempts):
+    job = slurm.submit(f"--end={code}", options=["--ntasks=1"], RETRIES="2", **standin)
+    slurm.wait(job, "FAILED")
+    assert slurm.state(job)["ExitCode"] == f"{code}:0"
+    assert slurm.story().count("start 0") == attempts

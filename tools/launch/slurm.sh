@@ -20,11 +20,11 @@ for attempt in $(seq 1 "$retries"); do
   code=$?
   case $code in
     0) exit 0 ;;
-    2 | 3) exit $code ;;  # wrong use, or a loss that is not finite: again would end the same way
+    2 | 3) exit "$code" ;;  # wrong use, or a loss that is not finite: again would end the same way
     130 | 143)
       echo "attempt $attempt was stopped with its state saved: back in the queue"
       exec scontrol requeue "$SLURM_JOB_ID" ;;
     *) echo "attempt $attempt of $retries ended with code $code: starting again" ;;
   esac
 done
-exit $code
+exit "$code"
