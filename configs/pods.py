@@ -1,6 +1,6 @@
 """Models on pods that `python -m tools.aot --table` compiles: data, no logic.
 
-Proposals: their sizes divide, but not every row has been compiled yet (docs/pods.md)."""
+Meshes that fit, not the best ones; the README has what the compiler says of them."""
 
 from __future__ import annotations
 

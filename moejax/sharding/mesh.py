@@ -128,13 +128,30 @@ def make_mesh(
             f"{path}.data={config.data}: {slices} slices are an outer factor of data; nearest "
             f"valid value {near}"
         )
-    if devices[0].platform != "tpu":
+    if devices[0].platform == "tpu":
+        array = _on_torus(config, slices, devices, path)
+    else:
         array = np.asarray(devices).reshape(config.sizes)
-    elif slices > 1:
+    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _on_torus(config: MeshConfig, slices: int, devices: Sequence[Any], path: str) -> np.ndarray:
+    """Devices in an order in which neighbours along an axis are neighbours in the network."""
+    try:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(
+                config.sizes, devices, allow_split_physical_axes=True
+            )
         inner = (config.data // slices, *config.sizes[1:])
-        array = mesh_utils.create_hybrid_device_mesh(
+        return mesh_utils.create_hybrid_device_mesh(
             inner, (slices, 1, 1, 1), devices, allow_split_physical_axes=True
         )
-    else:
-        array = mesh_utils.create_device_mesh(config.sizes, devices, allow_split_physical_axes=True)
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    except (ValueError, AssertionError, NotImplementedError) as error:
+        present = len({getattr(device, "slice_index", 0) for device in devices})
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        shape = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, config.sizes, strict=True))
+        raise ConfigError(
+            f"{path}: {shape} in {slices} slice(s) cannot be laid over these {len(devices)} chips "
+            f"of {present} slice(s) ({reason}); nearest valid value {path}.slices={present} and "
+            "all chips of each slice"
+        ) from error

@@ -25,8 +25,9 @@ LETTERS: dict[str, tuple[str, ...]] = {
     "G": ("tensor",),  # key-value heads
     "F": ("tensor",),  # hidden units of a dense or shared FFN
     "D": ("fsdp", "expert"),  # model width; of experts: fsdp alone, `expert` is taken
-    "Q": ("fsdp", "expert"),  # latent width of queries (MLA)
-    "R": ("fsdp", "expert"),  # latent width of keys and values (MLA)
+    # Latent widths of queries and of keys and values (MLA): too small for both axes of a large pod.
+    "Q": ("fsdp",),
+    "R": ("fsdp",),
 }
 """Mesh axes of each axis letter, in order of precedence; letters that are absent are not split. A
 mesh axis splits one dimension of an array at most."""

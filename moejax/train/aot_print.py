@@ -138,8 +138,8 @@ def pod_table(reports: Sequence[Report]) -> str:
     """The README's table, in Markdown."""
     lines = [
         "| model | parameters (active) | machine | mesh | tokens per step | HBM per chip | "
-        "predicted MFU | limit |",
-        "|---|---|---|---|---|---|---|---|",
+        "compiled / analytic FLOPs | predicted MFU | limit |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for report in reports:
         mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
@@ -147,10 +147,11 @@ def pod_table(reports: Sequence[Report]) -> str:
         used = f"{hbm['used'] / GIB:.1f} of {hbm['chip'] / GIB:.0f} GiB"
         used += "" if report["fits"] else " (does not fit)"
         mfu = f"{line['mfu_serial']:.0%} to {line['mfu']:.0%}" if line else ""
+        ratio = f"{report['flops']['ratio']:.3f}" if report["flops"] else ""
         lines.append(
             f"| {report['name']} | {_short(count['total'])} ({_short(count['active'])}) | "
-            f"{report['topology']} | {mesh} | {report['tokens_per_step']:,} | {used} | {mfu} | "
-            f"{line['limit'] if line else ''} |"
+            f"{report['topology']} | {mesh} | {report['tokens_per_step']:,} | {used} | "
+            f"{ratio} | {mfu} | {line['limit'] if line else ''} |"
         )
     return "\n".join(lines)
 

@@ -38,6 +38,10 @@ class EvaluationConfig:
         low=0,
     )
 
+    def traced_rows(self, seq_len: int) -> int:
+        """Most rows of a batch that are traced."""
+        return min(self.batch_size, _whole_rows(self.trace_tokens, seq_len))
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -97,10 +101,10 @@ class Evaluator:
                 return None
             tokens += int(np.count_nonzero(batch["segment_ids"]))
             inputs = self._rows.put_whole(model_inputs(batch))
-            out = dict(self._step(params, state.router_state, inputs))
-            trace = out.pop("trace", None)
-            kept = self._traced(batch, row)
+            rows_N, kept = self._traced(batch, row)
             row += len(batch["segment_ids"])
+            out = dict(self._step(params, state.router_state, inputs, rows_N))
+            trace = out.pop("trace", None)
             if trace is not None and kept is not None:
                 traces.append(self._model.host_trace(jax.device_get(trace), kept))
             # float64 on the host: the sum must not depend on how many batches there are.
@@ -121,15 +125,23 @@ class Evaluator:
             seconds=time.perf_counter() - start,
         )
 
-    def _traced(self, batch: dict[str, np.ndarray], row: int) -> dict[str, np.ndarray] | None:
-        """The batch with every row blank that is not traced; None if none is. Its first row is
-        row number `row` of the stream; rows past the last are padding."""
+    def _traced(
+        self, batch: dict[str, np.ndarray], row: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+        """Which rows of the batch are traced, int32 `[N]`, and these rows; None if none is.
+
+        The batch's first row is number `row` of the stream; rows past the last are padding.
+        """
         rows, length = batch["segment_ids"].shape
         chosen_R = traced_rows(self._num_rows, length, self._config.trace_tokens)[row : row + rows]
-        if not chosen_R.any():
-            return None
-        chosen_R = np.pad(chosen_R, (0, rows - len(chosen_R)))
-        return batch | {"segment_ids": np.where(chosen_R[:, None], batch["segment_ids"], 0)}
+        found = np.flatnonzero(chosen_R)
+        rows_N = np.zeros(self._config.traced_rows(length), np.int32)
+        rows_N[: len(found)] = found
+        if not len(found):
+            return rows_N, None
+        kept = {name: array[rows_N] for name, array in batch.items()}
+        kept["segment_ids"][len(found) :] = 0
+        return rows_N, kept
 
     def _metrics(self, sums: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, float]:
         loss = float(sums["nll"]) / float(sums["targets"])
@@ -170,10 +182,15 @@ def traced_rows(num_rows: int, row_tokens: int, limit: int) -> np.ndarray:
 
     As many as `limit` tokens hold, but at least one if `limit > 0`.
     """
-    count = min(num_rows, max(1, limit // row_tokens)) if limit else 0
+    count = min(num_rows, _whole_rows(limit, row_tokens))
     chosen_R = np.zeros(num_rows, bool)
     chosen_R[np.arange(count) * num_rows // max(1, count)] = True
     return chosen_R
+
+
+def _whole_rows(limit: int, row_tokens: int) -> int:
+    """Rows that `limit` tokens hold, but one if they hold less than one."""
+    return max(1, limit // row_tokens) if limit else 0
 
 
 def _join(traces: list[Arrays], limit: int) -> Arrays:

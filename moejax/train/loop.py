@@ -101,7 +101,7 @@ class Loop:
                 self.profiler.before(number)
                 inputs = self.rows.put(model_inputs(batch))
                 state, metrics = self.step(state, inputs)
-                ballot = self.stop.cast(self._overdue())
+                ballot = self.stop.cast(self._overdue(), metrics)
                 if pending is not None:
                     self._account(pending)
                 pending = _Pending(number, metrics, ballot)

@@ -34,7 +34,7 @@ class Programs:
       layout: shapes, dtypes and shardings of the train state, held and stored.
       initialise: seed (int32 scalar) -> TrainState.
       train_step: (state, which is donated, batch) -> (state, metrics).
-      eval_step: (params, router state, batch) -> metrics.
+      eval_step: (params, router state, batch, rows of its trace) -> sums and trace.
       seconds: what compiling each of them took.
     """
 
@@ -118,6 +118,9 @@ def make_lowerings(
             abstract.params,
             abstract.router_state,
             _batch(experiment.evaluation.batch_size, seq_len, rows),
+            jax.ShapeDtypeStruct(
+                (experiment.evaluation.traced_rows(seq_len),), jnp.int32, sharding=copies
+            ),
         ),
     }
     return Lowerings(model=model, mesh=mesh, abstract=abstract, lower=lower)

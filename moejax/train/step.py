@@ -187,10 +187,14 @@ def _accumulated_globally(
     return loss, out, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable)
 
 
-def make_eval_step(model: Any) -> Callable[[Tree, Tree, Batch], Any]:
-    """A jittable `(params, router_state, batch) -> StepOut` with its trace."""
+def make_eval_step(model: Any) -> Callable[[Tree, Tree, Batch, jax.Array], Any]:
+    """A jittable `(params, router_state, batch, rows_N) -> StepOut`.
 
-    def eval_step(params: Tree, router_state: Tree, batch: Batch) -> Any:
+    Its trace holds the rows `rows_N` (int32) of the batch only, tokens in their order: that of a
+    whole batch of a pod is larger than a device, and all but a few rows would be thrown away.
+    """
+
+    def eval_step(params: Tree, router_state: Tree, batch: Batch, rows_N: jax.Array) -> Any:
         _, out = model.loss(
             params,
             router_state,
@@ -198,8 +202,24 @@ def make_eval_step(model: Any) -> Callable[[Tree, Tree, Batch], Any]:
             jax.random.key(0),
             denominators=model.denominators(batch),
             train=False,
-            trace=True,
+            trace=rows_N.size > 0,
         )
+        if "trace" in out:
+            out["trace"] = _rows_of(out["trace"], rows_N)
         return out
 
     return eval_step
+
+
+def _rows_of(trace: Tree, rows_N: jax.Array) -> Tree:
+    batch_size, seq_len = trace["nll_BS"].shape
+
+    def some(expert_LTK: jax.Array) -> jax.Array:
+        num_layers, _, slots = expert_LTK.shape
+        rows_LNSK = expert_LTK.reshape(num_layers, batch_size, seq_len, slots)[:, rows_N]
+        return rows_LNSK.reshape(num_layers, -1, slots)
+
+    return {
+        "expert_LTK": jax.tree.map(some, trace["expert_LTK"]),
+        "nll_BS": trace["nll_BS"][rows_N],
+    }

@@ -73,7 +73,9 @@ class Votes:
 
     Processes that take different steps wait for each other for ever. So each dispatches its wish
     with every step as a tiny collective behind it, and reads the sum of all wishes with the
-    metrics of that step, one step later: the same step in all of them, and no waiting.
+    metrics of that step, one step later: the same step in all of them, and no waiting. (A device of
+    an accelerator runs its programs one after the other. A CPU does not, and collectives of two
+    programs between the same devices then mix up: there the wish waits for the step.)
     """
 
     def __init__(self, local: StopSignal) -> None:
@@ -84,6 +86,7 @@ class Votes:
         if self._alone:
             return
         one_each = [jax.local_devices(process_index=i)[0] for i in range(jax.process_count())]
+        self._waits = one_each[0].platform == "cpu"
         mesh = Mesh(np.asarray(one_each), ("process",))
         self._split = NamedSharding(mesh, PartitionSpec("process"))
         whole = NamedSharding(mesh, PartitionSpec())
@@ -99,18 +102,22 @@ class Votes:
         """Whether all are to save."""
         return self._overdue
 
-    def cast(self, overdue: bool) -> jax.Array | None:
+    def cast(self, overdue: bool, step: Any) -> jax.Array | None:
         """This process' wishes, on their way to the others; what `count` takes.
 
         Args:
           overdue: by this process' clock it is time to save.
+          step: arrays that the step before makes.
         """
         if self._alone:
             self._overdue = overdue
             return None
         own = np.asarray([[self._local.signum, int(overdue)]], np.int32)
         shape = (jax.process_count(), 2)
-        return self._most(jax.make_array_from_process_local_data(self._split, own, shape))
+        if self._waits:
+            jax.block_until_ready(step)
+        ballot = self._most(jax.make_array_from_process_local_data(self._split, own, shape))
+        return jax.block_until_ready(ballot) if self._waits else ballot
 
     def count(self, ballot: jax.Array | None) -> None:
         """Waits for all wishes of a `cast`."""

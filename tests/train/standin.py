@@ -121,7 +121,7 @@ class StandIn:
             "count_E": count_E,
         }
         if trace:
-            out["trace"] = {"expert_BS": expert_BS, "nll_BS": nll_BS}
+            out["trace"] = {"expert_LTK": (expert_BS.reshape(1, -1, 1),), "nll_BS": nll_BS}
         total = out["nll"] / denominators["targets"]
         if self.poison >= 0:
             total = jnp.where((batch["tokens"] == self.poison).any(), jnp.nan, total)
@@ -160,7 +160,7 @@ class StandIn:
         valid = batch["segment_ids"] > 0
         return {
             "layers_L": np.zeros(1, np.int32),
-            "expert_LTK": trace["expert_BS"][valid][None, :, None].astype(np.uint16),
+            "expert_LTK": trace["expert_LTK"][0][:, valid.reshape(-1)].astype(np.uint16),
             "token_T": batch["tokens"][valid],
             "loss_T": trace["nll_BS"][valid].astype(np.float32),
         }

@@ -58,8 +58,9 @@ class Parallel:
         least = min(units for units in spec.units if units)
         if least < tensor:
             width = least * spec.unit
-            fits = [unit for unit in range(1, width) if width % (unit * tensor) == 0]
-            near = max(fits, default=1)
+            common = math.gcd(*spec.units) * spec.unit  # every expert is whole units
+            fits = [u for u in range(1, common + 1) if common % u == 0 and u * tensor <= width]
+            near = max(fits, key=lambda u: (common % (u * tensor) == 0, u), default=1)
             raise ConfigError(
                 f"config.mesh.tensor={tensor}: an expert of {width} hidden units is {least} "
                 f"storage unit(s) of {spec.unit} and cannot be split; nearest valid value "

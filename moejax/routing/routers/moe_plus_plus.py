@@ -64,13 +64,13 @@ class MoEPlusPlus(LinearRouter):
             )
 
     def init(self, key: jax.Array, d_model: int, num_experts: int) -> Params:
-        """`w_DE` (or `first_DH` and `w_HE`), and `residual_EE` from the carry to the logits."""
+        """`w_DE` (or `first_DM` and `w_ME`), and `residual_EE` from the carry to the logits."""
         shapes = {"w_DE": (d_model, num_experts), "residual_EE": (num_experts, num_experts)}
         if self.two_layer:
             del shapes["w_DE"]
             shapes |= {
-                "first_DH": (d_model, 8 * num_experts),
-                "w_HE": (8 * num_experts, num_experts),
+                "first_DM": (d_model, 8 * num_experts),
+                "w_ME": (8 * num_experts, num_experts),
             }
         keys = jax.random.split(key, len(shapes))
         return {
@@ -85,8 +85,8 @@ class MoEPlusPlus(LinearRouter):
 
     def logits(self, x_TD: jax.Array, inputs: RouterInputs, params: Params) -> jax.Array:
         if self.two_layer:
-            hidden_TH = jnp.tanh(linear_logits(self.jittered(x_TD, inputs), params["first_DH"]))
-            logits_TE = linear_logits(hidden_TH, params["w_HE"])
+            hidden_TM = jnp.tanh(linear_logits(self.jittered(x_TD, inputs), params["first_DM"]))
+            logits_TE = linear_logits(hidden_TM, params["w_ME"])
         else:
             logits_TE = super().logits(x_TD, inputs, params)
         if inputs.carry_TE is None:
