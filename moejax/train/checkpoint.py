@@ -10,21 +10,20 @@ whole checkpoint, loudly. Of several processes each writes and reads its part, a
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from moejax.config.knobs import knob
 from moejax.train.clock import Clock
 from moejax.train.digest import digests
-from moejax.train.errors import StorageError
+from moejax.train.errors import StorageError, one_line
 from moejax.train.layout import Layout
 from moejax.train.state import TrainState
+from moejax.train.store import asking, check_url, is_remote, is_silent, move_checkpoint
 from moejax.train.votes import all_problems, on_first
 
 FORMAT_VERSION = 2
@@ -40,17 +39,31 @@ class CheckpointConfig:
         5.0, unit="minutes", doc="and at least every so many minutes; 0 = by steps only", low=0.0
     )
     keep: int = knob(2, doc="newest checkpoints kept; 2 allow to fall back", low=1)
+    dir: str = knob("", doc="gs://BUCKET/PREFIX: keep them there; empty: in the run directory")
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError if `dir` is no store that checkpoints can be written to."""
+        check_url(self.dir, f"{path}.dir")
 
 
 class Checkpoints:
-    """The `checkpoints/` directory of a run that is locked by this process."""
+    """The `checkpoints/` of a run, in its directory or in a store; the run is this process' own.
 
-    def __init__(self, directory: Path, damaged: Path, keep: int, layout: Layout) -> None:
-        self._directory = directory.absolute()
-        self._damaged = damaged
+    Raises:
+      StorageError: the store does not answer.
+    """
+
+    def __init__(
+        self, directory: epath.PathLike, damaged: epath.PathLike, keep: int, layout: Layout
+    ) -> None:
+        self._directory, self._damaged = (
+            path if is_remote(path) else path.absolute()
+            for path in map(epath.Path, (directory, damaged))
+        )
         self._keep = keep
         self._layout = layout
-        self._manager = self._open()
+        with asking(self._directory, "looking for checkpoints"):
+            self._manager = self._open()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
@@ -91,7 +104,8 @@ class Checkpoints:
         older one is tried.
 
         Raises:
-          StorageError: every checkpoint is damaged, or one belongs to a differently built model.
+          StorageError: every checkpoint is damaged, or one belongs to a differently built model,
+            or the store does not answer.
         """
         steps = self.steps()
         for step in reversed(steps):
@@ -173,25 +187,32 @@ class Checkpoints:
         args = ocp.args.StandardRestore(wanted)
         return dict(handler.restore(self._directory / str(step) / "state", args=args))
 
-    def _set_aside(self, step: int) -> Path:
+    def _set_aside(self, step: int) -> epath.Path:
         target = self._damaged / str(step)
-        on_first(lambda: self._move(self._directory / str(step), target))
-        self._manager.reload()
+        with asking(self._directory, f"setting the damaged checkpoint of step {step} aside"):
+            on_first(lambda: self._move(self._directory / str(step), target))
+            self._manager.reload()
         return target
 
-    def _move(self, source: Path, target: Path) -> None:
-        target.parent.mkdir(exist_ok=True)
+    def _move(self, source: epath.Path, target: epath.Path) -> None:
         if target.exists():  # damaged twice: the older evidence goes
-            shutil.rmtree(target)
-        os.replace(source, target)
+            target.rmtree()
+        if is_remote(source):
+            move_checkpoint(source, target)
+        else:
+            target.parent.mkdir(exist_ok=True)
+            source.replace(target)
 
     def _guard(self, action: Callable[[], Any], what: str) -> None:
         try:
             action()
         except Exception as error:
             raise StorageError(
-                f"{self._directory}: saving the checkpoint of {what} failed: {_one_line(error)}"
+                f"{self._directory}: saving the checkpoint of {what} failed: {one_line(error)}"
             ) from error
+
+
+_SILENT = "the store did not answer: "
 
 
 class _Damaged(Exception):
@@ -210,13 +231,20 @@ def _by_itself() -> ocp.options.MultiprocessingOptions:
 
 
 def _in_all(what: str, read: Callable[[], Any]) -> Any:
-    """What every process could read; `_Damaged` in all of them if one could not."""
+    """What every process could read; `_Damaged` in all of them if one could not.
+
+    A store that did not answer says nothing about the checkpoint: then it is StorageError, and the
+    checkpoint stays where it is.
+    """
     value, problem = None, ""
     try:
         value = read()
     except Exception as error:  # orbax raises whatever its readers raise
-        problem = _one_line(error)
+        problem = (_SILENT if is_silent(error) else "") + one_line(error)
     problems = all_problems(problem)
+    silent = [said for said in problems if _SILENT in said]
+    if silent:
+        raise StorageError(f"{what} of a checkpoint cannot be read: {silent[0]}")
     if problems:
         raise _Damaged(f"{what}: {problems[0]}")
     return value
@@ -266,9 +294,3 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
         f"{index:05d}:{jax.tree_util.keystr(path, simple=True, separator='.')}": leaf
         for index, (path, leaf) in enumerate(leaves)
     }
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[
-        :300
-    ]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from moejax.config.compose import config_hash, to_plain
 from moejax.config.files import read_json
@@ -27,12 +29,14 @@ from moejax.train.errors import (
 from moejax.train.experiment import Experiment
 from moejax.train.lock import RunLock
 from moejax.train.log import RunLog
+from moejax.train.mirror import Mirror
 from moejax.train.profile import Profiler
 from moejax.train.programs import Programs
 from moejax.train.progress import Progress
 from moejax.train.rundir import RunDir, Status
 from moejax.train.session import Session
 from moejax.train.signals import StopSignal
+from moejax.train.store import asking, open_store
 from moejax.train.votes import Votes, on_first, require_equal
 
 
@@ -77,11 +81,12 @@ def run(
     first = jax.process_index() == 0
     progress = progress if progress and first else Progress()
     plain = to_plain(experiment)
+    run_dir = RunDir(Path(workdir), jax.process_index(), open_store(experiment.checkpoint.dir))
+    mirror = Mirror(run_dir)
     require_equal("the config", config_hash(plain))
     with contextlib.ExitStack() as held:
         stop = Votes(held.enter_context(StopSignal()))
-        opened = on_first(lambda: _open(workdir, plain, held))
-        run_dir = RunDir(Path(workdir), jax.process_index())
+        opened = on_first(lambda: _open(workdir, plain, held, mirror, run_dir.store))
         run_dir.root.mkdir(parents=True, exist_ok=True)  # of a process with a disk of its own
         if opened["done"] is not None:
             return RunResult(run_dir.root, opened["done"], already_done=True)
@@ -93,12 +98,16 @@ def run(
             experiment.log.heartbeat_seconds,
         )
         log = RunLog(run_dir.log, progress)
+        if opened["fetched"]:
+            log.say(opened["fetched"])
+        mirror.follow(log.record, experiment.log.heartbeat_seconds)
         session = Session(
             experiment=experiment,
             plain=plain,
             run_dir=run_dir,
             status=status,
             log=log,
+            mirror=mirror,
             progress=progress,
             stop=stop,
             profiler=Profiler(run_dir.profile, profile if first else None),
@@ -108,6 +117,7 @@ def run(
         try:
             try:
                 final = session.train(dataset, model, argv or environment.python_argv())
+                mirror.commit()
             except (jax.errors.JaxRuntimeError, ValueError) as error:
                 _raise_if_lost(error)
                 raise
@@ -119,18 +129,33 @@ def run(
         finally:
             progress.end()
             log.close()
+            unmirrored = mirror.close()
+            if unmirrored and not isinstance(sys.exception(), StorageError):
+                progress.note(f"WARNING: {unmirrored}")
     return RunResult(run_dir.root, final, already_done=False)
 
 
-def _open(workdir: Any, plain: dict[str, Any], held: contextlib.ExitStack) -> dict[str, Any]:
+def _open(
+    workdir: Any,
+    plain: dict[str, Any],
+    held: contextlib.ExitStack,
+    mirror: Mirror,
+    store: epath.Path | None,
+) -> dict[str, Any]:
     """Takes the directory into possession: what process 0 does for all."""
-    run_dir = rundir.claim(workdir)
+    run_dir = rundir.claim(workdir, store)
     held.enter_context(RunLock(run_dir.root))
-    before = rundir.identify(run_dir, plain)
+    fetched = mirror.pull()
+    with asking(store, "looking for the run") if store else contextlib.nullcontext():
+        before = rundir.identify(run_dir, plain)
+    done = _finished(run_dir)
+    if done is not None and not mirror.says_done():  # it died between the two
+        mirror.claim()
     return {
         "before": before,
-        "done": _finished(run_dir),
+        "done": done,
         "attempt": rundir.next_attempt(run_dir),
+        "fetched": fetched,
     }
 
 

@@ -55,6 +55,12 @@ class LostProcessError(RunError):
     exit_code = EXIT_PROCESSES
 
 
+def one_line(error: BaseException) -> str:
+    """Kind and first line of any exception."""
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0] if said else ''}"[:300]
+
+
 class OccupiedError(ConfigError):
     """Another process holds the run directory."""
 

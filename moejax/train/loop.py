@@ -18,6 +18,7 @@ from moejax.train.evaluate import Evaluation, Evaluator, measured
 from moejax.train.experiment import Experiment
 from moejax.train.flops import FlopsMeter
 from moejax.train.log import RunLog, Sink
+from moejax.train.mirror import Mirror
 from moejax.train.profile import Profiler
 from moejax.train.progress import Progress, StepReport
 from moejax.train.rundir import FORMAT_VERSION, RunDir, Status
@@ -56,6 +57,7 @@ class Loop:
     peak: tuple[float, str]
     status: Status
     log: RunLog
+    mirror: Mirror
     progress: Progress
     stop: Votes
     profiler: Profiler
@@ -78,7 +80,7 @@ class Loop:
 
         Raises:
           NonFiniteError: a step's loss or gradient was not finite.
-          StorageError: a checkpoint could not be written.
+          StorageError: a checkpoint, or the mirror beside it, could not be written.
           Interrupted: a signal asked for a stop; the state is saved unless no step was done.
         """
         if self._evaluation_due(self.clock.step) and self.clock.evaluated_step < self.clock.step:
@@ -233,6 +235,7 @@ class Loop:
         for sink in self.sinks:
             sink.flush()
         self.metrics_file.sync()
+        self.mirror.commit()
         self.clock.metrics_lines = self.metrics_file.lines
         self.checkpoints.save(state, self.clock)
         self._saved_at = time.perf_counter()

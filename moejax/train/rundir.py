@@ -13,18 +13,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from moejax.config.compose import config_hash, diff, format_diff
 from moejax.config.files import read_json, write_bytes_atomic, write_json
 from moejax.config.knobs import ConfigError
 from moejax.train.errors import MismatchError
+from moejax.train.store import holds_checkpoint
 
 FORMAT_VERSION = 1
 
 MAY_CHANGE = (
     "log.console_seconds", "log.heartbeat_seconds", "log.tensorboard", "log.wandb",
     "log.wandb_project", "checkpoint.every", "checkpoint.minutes", "checkpoint.keep",
-    "data.cache_dir", "mesh", "exchange.kind", "exchange.factor",
+    "checkpoint.dir", "data.cache_dir", "mesh", "exchange.kind", "exchange.factor",
 )  # fmt: skip
 """Keys that change no number of a run, so a resumed run may set them anew. Everything else is the
 run's identity. (With `exchange.overflow=drop` the exchange is part of it: it decides what drops.)
@@ -39,11 +41,13 @@ _OURS = re.compile(
 class RunDir:
     """Paths of one run, and who writes there: process 0, but for each process' own log.
 
-    `write_json` and `write_arrays` do nothing in the other processes.
+    `write_json` and `write_arrays` do nothing in the other processes. With a `store` the
+    checkpoints are there, and everything else is here.
     """
 
-    def __init__(self, root: Path, process: int = 0) -> None:
+    def __init__(self, root: Path, process: int = 0, store: epath.Path | None = None) -> None:
         self.root = root
+        self.store = store
         self.writes = process == 0
         self.config = root / "config.json"
         self.env = root / "env.json"
@@ -53,8 +57,8 @@ class RunDir:
         self.final = root / "final.json"
         self.metrics = root / "metrics.jsonl"
         self.log = root / (f"log.process_{process}.txt" if process else "log.txt")
-        self.checkpoints = root / "checkpoints"
-        self.damaged = root / "checkpoints.damaged"
+        self.checkpoints = (store or epath.Path(root)) / "checkpoints"
+        self.damaged = (store or epath.Path(root)) / "checkpoints.damaged"
         self.tensorboard = root / "tb"
         self.profile = root / "profile"
 
@@ -81,7 +85,7 @@ class RunDir:
         write_bytes_atomic(path, buffer.getvalue())
 
 
-def claim(workdir: str | os.PathLike[str]) -> RunDir:
+def claim(workdir: str | os.PathLike[str], store: epath.Path | None = None) -> RunDir:
     """Makes the directory if needed and checks that a run may live there.
 
     Raises:
@@ -106,7 +110,7 @@ def claim(workdir: str | os.PathLike[str]) -> RunDir:
             f"{root}: is not a run directory but holds {foreign[0]!r}"
             f"{' and more' if len(foreign) > 1 else ''}; choose an empty or new --workdir"
         )
-    return RunDir(root)
+    return RunDir(root, store=store)
 
 
 def identify(run: RunDir, plain: dict[str, Any]) -> bool:
@@ -114,7 +118,7 @@ def identify(run: RunDir, plain: dict[str, Any]) -> bool:
 
     Raises:
       MismatchError: the run there has another config; the message is the difference.
-      ConfigError: files of a run are there, but no config.
+      ConfigError: files of a run are there, but no config; or its checkpoints are elsewhere.
     """
     record = {
         "format_version": FORMAT_VERSION,
@@ -123,9 +127,10 @@ def identify(run: RunDir, plain: dict[str, Any]) -> bool:
         "may_change": list(MAY_CHANGE),
     }
     if not run.config.exists():
-        leftovers = [path for path in (run.metrics, run.checkpoints) if path.exists()]
-        if leftovers:
-            raise ConfigError(f"{run.config}: is missing although {leftovers[0].name} is there")
+        for path in (run.metrics, run.checkpoints):
+            if path.exists():
+                where = path if run.store else path.name
+                raise ConfigError(f"{run.config}: is missing although {where} is there")
         write_json(run.config, record)
         return False
     old = read_json(run.config)
@@ -141,15 +146,32 @@ def identify(run: RunDir, plain: dict[str, Any]) -> bool:
             f"{run.root}: holds a run with another config; use another --workdir, or the same "
             f"config to resume it. Difference (there -> here):\n{format_diff(rows)}"
         )
+    else:
+        _require_checkpoints_in_sight(run, old["config"], plain)
     if old != record:
         write_json(run.config, record)
     return True
 
 
+def _require_checkpoints_in_sight(run: RunDir, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Checkpoints may have been moved; a run that has lost sight of them would start over."""
+    was, now = (str(plain.get("checkpoint", {}).get("dir", "")) for plain in (old, new))
+    trained = run.metrics.exists() and run.metrics.stat().st_size > 0
+    if was != now and trained and not holds_checkpoint(run.checkpoints):
+        raise ConfigError(
+            f"config.checkpoint.dir={now!r}: was {was!r} so far, and no finished checkpoint is in "
+            f"{run.checkpoints}; go on with {was!r}"
+        )
+
+
+def _holds_any(place: epath.Path) -> bool:
+    return place.exists() and any(place.iterdir())
+
+
 def _has_results(run: RunDir) -> bool:
     """Whether anything of a run is there that another config would falsify."""
     trained = run.metrics.exists() and run.metrics.stat().st_size > 0
-    return trained or any(p.exists() and any(p.iterdir()) for p in (run.checkpoints, run.damaged))
+    return trained or any(map(_holds_any, (run.checkpoints, run.damaged)))
 
 
 def identity_hash(plain: dict[str, Any]) -> str:

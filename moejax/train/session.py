@@ -23,6 +23,7 @@ from moejax.train.experiment import Experiment
 from moejax.train.flops import FlopsMeter, peak_flops
 from moejax.train.log import RunLog, Sink
 from moejax.train.loop import Loop
+from moejax.train.mirror import Mirror
 from moejax.train.profile import Profiler
 from moejax.train.programs import (
     Programs,
@@ -48,6 +49,7 @@ class Session:
     run_dir: RunDir
     status: Status
     log: RunLog
+    mirror: Mirror
     progress: Progress
     stop: Votes
     profiler: Profiler
@@ -60,6 +62,7 @@ class Session:
         self.status.set()
         new = environment.collect(argv, self._mesh_shape())
         on_first(lambda: self._record_environment(new))
+        on_first(self.mirror.claim)
         if dataset is None:
             dataset = prepare(experiment.data, self.progress.data)
         config = experiment.evaluation
@@ -120,6 +123,7 @@ class Session:
                 peak=peak,
                 status=self.status,
                 log=self.log,
+                mirror=self.mirror,
                 progress=self.progress,
                 stop=self.stop,
                 profiler=self.profiler,

@@ -47,7 +47,7 @@ class Job:
     start_seconds: int = 120
     heartbeat_seconds: int = 10
     minutes: float = 0.0
-    directory: str = ""
+    checkpoints: str = ""
 
 
 def experiment(job: Job) -> Experiment:
@@ -77,7 +77,7 @@ def experiment(job: Job) -> Experiment:
         schedule=ScheduleConfig(warmup=2),
         train=TrainConfig(batch_size=ROWS, steps=job.steps),
         evaluation=EvaluationConfig(every=8, batch_size=ROWS, max_tokens=128, trace_tokens=64),
-        checkpoint=CheckpointConfig(every=4, minutes=job.minutes, keep=4),
+        checkpoint=CheckpointConfig(every=4, minutes=job.minutes, keep=4, dir=job.checkpoints),
         log=LogConfig(tensorboard=False, heartbeat_seconds=0.0),
         mesh=MeshConfig(**({"fsdp": 1} | job.mesh)),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from moejax.train.progress import Progress, StepReport
 
@@ -51,8 +52,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def saved_state(run: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a checkpoint."""
-    manager = ocp.CheckpointManager((run / "checkpoints").absolute())
+    """Every array of a checkpoint, wherever the run keeps them."""
+    url = json.loads((run / "config.json").read_text())["config"]["checkpoint"]["dir"]
+    manager = ocp.CheckpointManager(epath.Path(url or run.absolute()) / "checkpoints")
     restored = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
     manager.close()
     return {name: np.asarray(leaf) for name, leaf in restored.state.items()}

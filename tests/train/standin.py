@@ -184,8 +184,8 @@ def standin(config: Experiment, **changes: Any) -> StandIn:
     return StandIn(config.model.vocab_size, **changes)
 
 
-if __name__ == "__main__":  # WORKDIR STEPS CACHE_DIR: a process for the tests to kill
-    workdir, steps, cache_dir = sys.argv[1:]
+if __name__ == "__main__":  # WORKDIR STEPS CACHE_DIR [URL]: a process for the tests to kill
+    workdir, steps, cache_dir, *url = sys.argv[1:]
     data = DataConfig(
         corpus=f"files:{Path(cache_dir).parent}/text/*.txt", seq_len=16, cache_dir=cache_dir,
         validation_fraction=0.2,
@@ -194,7 +194,7 @@ if __name__ == "__main__":  # WORKDIR STEPS CACHE_DIR: a process for the tests t
         data,
         steps=int(steps),
         evaluation=EvaluationConfig(every=50, batch_size=4, max_tokens=128, trace_tokens=64),
-        checkpoint=CheckpointConfig(every=7, minutes=0.0),
+        checkpoint=CheckpointConfig(every=7, minutes=0.0, dir="".join(url)),
         log=LogConfig(tensorboard=False, heartbeat_seconds=0.05),
     )
     run(chosen, workdir, model=standin(chosen))
