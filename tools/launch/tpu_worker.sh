@@ -29,7 +29,7 @@ setup() {
     PATH=$PATH:$HOME/.local/bin
     command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh || exit 1
     uv venv --quiet --allow-existing --python '>=3.11' "$venv" || exit 1
-    uv pip install --quiet --python "$python" -r requirements.lock -e '.[tpu]' || exit 1
+    uv pip install --quiet --python "$python" -r requirements.lock -e '.[tpu,gcs]' || exit 1
   fi
   "$python" -c 'import jax, moejax; print("jax", jax.__version__, "and moejax are installed")'
 }
