@@ -233,8 +233,9 @@ def result(kind, parallel=None):
     step = jax.jit(step, out_shardings=None if shardings is None else (shardings, None))
     states, metrics = [], []
     for _ in range(3):
-        state, found = step(state, data)
-        states.append(layout.store(state))
+        # One program at a time: collectives of two may wait for each other's threads on a CPU.
+        state, found = jax.block_until_ready(step(state, data))
+        states.append(jax.block_until_ready(layout.store(state)))
         metrics.append(found | {"_routing": model.host_routing(found)})
     # After one step the momentum is the gradient.
     found = {"gradients": states[0].opt_state, "state": states[-1], "metrics": metrics}
