@@ -48,6 +48,7 @@ def _prepare_environment() -> None:
             os.environ.setdefault(name, "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ["XLA_FLAGS"] = " ".join(xla_flags)
+    os.environ.setdefault("NPROC", str(4 * DEVICES))  # moejax/sharding/cpu.py
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Entries are keyed by program and never changed, so workers may share them; one that is read
     # half written fails to decompress and is compiled again.

@@ -17,6 +17,7 @@ import jax
 from jax._src import clusters, distributed  # what jax.distributed knows has no public names
 
 from moejax.config.knobs import ConfigError
+from moejax.sharding.cpu import give_threads
 from moejax.sharding.roll_call import MissingProcessError, roll_call
 
 START_SECONDS = 300
@@ -79,6 +80,7 @@ def start(
         place = found
     if place.processes == 1:
         return False
+    give_threads(several=True)
     roll_call(place.coordinator, place.processes, place.process, start_seconds)
     # It would take SIGTERM for itself; moejax.train.votes agrees on where to stop.
     jax.config.update("jax_enable_preemption_service", False)

@@ -21,6 +21,7 @@ from ml_collections.config_flags import config_flags
 
 from moejax.config.flags import explain_file, explain_override
 from moejax.config.knobs import ConfigError, nearest
+from moejax.sharding.cpu import give_threads
 from moejax.sharding.roll_call import MissingProcessError
 from moejax.train.errors import EXIT_PROCESSES, EXIT_SIGINT, EXIT_USAGE, LostProcessError, RunError
 
@@ -36,6 +37,7 @@ def launch(main: Callable[[list[str]], None]) -> NoReturn:
         try:
             if len(argv) > 1:
                 raise ConfigError(f"{argv[1]}: unexpected argument; flags are --name=value")
+            give_threads()
             main(argv)
         except ConfigError as error:
             _end(f"error: {error}", EXIT_USAGE)
