@@ -27,7 +27,8 @@ def give_threads(several: bool = False) -> None:
         nothing is changed.
     """
     found = _DEVICES.findall(os.environ.get("XLA_FLAGS", ""))
-    devices = max(jax.config.read("jax_num_cpu_devices"), int(found[-1]) if found else 1)
+    asked = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
+    devices = max(asked, int(found[-1]) if found else 1)
     if several or devices > 1:
         least = max(THREADS * devices, os.cpu_count() or 1)
         os.environ.setdefault("NPROC", str(least))
