@@ -178,10 +178,12 @@ def test_a_killed_process_ends_the_others_and_any_number_goes_on(
     complete(job(tmp_path / "run", text), 1)
     assert_same_curve(tmp_path / "run", alone)
 
-    # Four of them, and the newest checkpoint has lost a file: all fall back together.
+    # Four of them, and the newest checkpoint has lost half of its arrays: all fall back together.
     state = tmp_path / "four/checkpoints" / str(newest) / "state"
-    largest = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    os.truncate(largest, largest.stat().st_size // 2)
+    files = {path: path.stat().st_size for path in state.rglob("*") if path.is_file()}
+    for path, size in files.items():
+        if 2 * size >= max(files.values()):  # orbax may leave a copy that it does not read
+            os.truncate(path, size // 2)
     complete(job(tmp_path / "four", text), 4)
     assert_same_curve(tmp_path / "four", alone)
     for name in ("log.txt", "log.process_3.txt"):
