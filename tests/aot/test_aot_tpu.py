@@ -82,7 +82,8 @@ def test_a_step_with_expert_parallelism_for_v5e_and_the_second_call_from_the_cac
 
 
 def test_a_step_with_expert_parallelism_for_v5p(aot):
-    flags = ["--topology=v5p:2x2x1", "--mesh=expert=4", "--config.exchange.kind=all_to_all"]
+    # With expert=4 libtpu 0.0.42.1 aborts in an emitter of its own, on so small a reduction.
+    flags = ["--topology=v5p:2x2x1", "--mesh=fsdp=2,expert=2", "--config.exchange.kind=all_to_all"]
     check(aot(*SMALL, *flags, "--config.exchange.overflow=drop", "--quick"), 4)
 
 
