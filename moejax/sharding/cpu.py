@@ -19,8 +19,8 @@ def give_threads(several: bool = False) -> None:
     The devices of a process share a pool of as many threads as there are devices or cores. A
     collective waits for the other devices in one of them, and a device may start several that do
     not depend on each other: when each thread waits for another one's, the process aborts after 40
-    seconds (eight devices, losses over micro-batches: within 50 steps; with 32 threads: never in
-    600). XLA takes the size of the pool from the variable `NPROC`.
+    seconds (seen in tests/sharding, "losses over micro-batches"). XLA takes the size of the pool
+    from the variable `NPROC`.
 
     Args:
       several: there are more devices than those of this process. Where there is one device in all,

@@ -17,7 +17,7 @@ PACKAGES = (
     "moejax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers",
     "tensorflow-datasets", "ml-collections",
 )  # fmt: skip
-RECORDED_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_INIT_ARGS")
+RECORDED_VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_ENABLE_X64", "LIBTPU_INIT_ARGS", "NPROC")
 """An explicit list: a whole environment may hold keys and tokens."""
 
 BITWISE = (

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PYTHON = REPOSITORY / ".venv" / "bin" / "python"
+# Of the environment that runs the tests, wherever that is.
+PYTHON = Path(sys.executable)
 STEPS = 40
 TRAIN = [
     "--config=configs/lm.py:size=nano,moe=hetero_top_p,quick=true",

@@ -33,12 +33,15 @@ from moejax.train.step import make_train_step
 VOCAB, D, ROWS, LENGTH = 32, 32, 8, 12
 TOLERANCE = 1e-5
 LOOSER = {
-    # Its first gradient is within 1.3e-6; three steps at this learning rate make ten times that.
-    "latent attention": 5e-5,
-    # Partial sums are rounded to 8 bits where one device adds them in float32: measured 1.7e-2.
-    "bfloat16": 4e-2,
+    # Its gradients keep the rule (1.3e-6); three steps at this learning rate make up to 1.7e-5.
+    ("latent attention", "state"): 5e-5,
+    # Partial sums are rounded to 8 bits where one device adds them in float32: measured 1.7e-2, and
+    # 2.3e-3 of the metrics.
+    ("bfloat16", "gradients"): 4e-2,
+    ("bfloat16", "metrics"): 5e-3,
+    ("bfloat16", "state"): 4e-2,
 }
-"""Of a tensor's largest magnitude."""
+"""Of a tensor's largest magnitude, by kind and part of the result."""
 EQUAL = WidthPlan(mean=16, unit=4)
 UNEQUAL = WidthPlan("arithmetic", mean=16, unit=1)
 
@@ -250,7 +253,6 @@ def on_one_device(kind):
 def check(kind, mesh, exchange):
     """Raises AssertionError naming the tensor in which a cell differs from one device."""
     got, want = result(kind, parallel_of(mesh, exchange)), on_one_device(kind)
-    tolerance = LOOSER.get(kind, TOLERANCE)
     for path, leaf in jax.tree.leaves_with_path(want):
         other = dict(jax.tree.leaves_with_path(got))[path]
         where = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -258,5 +260,6 @@ def check(kind, mesh, exchange):
         if not np.issubdtype(leaf.dtype, np.floating):
             np.testing.assert_array_equal(other, leaf, err_msg=where)
             continue
+        tolerance = LOOSER.get((kind, path[0].key), TOLERANCE)
         error, scale = np.abs(other - leaf).max(initial=0), np.abs(leaf).max(initial=0)
         assert error <= tolerance * scale, f"{where}: error {error:.3g} against {scale:.3g}"

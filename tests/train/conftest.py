@@ -37,7 +37,8 @@ def compiled_once() -> Iterator[None]:
     def compile_once(config: Experiment, model: Any = None) -> Any:
         model_key = model if isinstance(model, standin.StandIn) else config.model
         parts = (model_key, config.optimizer, config.schedule, config.train, config.mesh)
-        key = repr((*parts, config.data.seq_len, config.evaluation.batch_size))
+        seq_len, evaluation = config.data.seq_len, config.evaluation
+        key = repr((*parts, seq_len, evaluation.batch_size, evaluation.traced_rows(seq_len)))
         if key not in programs:
             programs[key] = compile_really(config, model)
         return programs[key]

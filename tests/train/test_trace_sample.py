@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
+import standin
 
+from moejax.data import DataConfig, Dataset
+from moejax.train import run
 from moejax.train.evaluate import EvaluationConfig, _join, traced_rows
 from moejax.train.step import _rows_of
 
@@ -56,3 +62,28 @@ def test_the_trace_of_some_rows() -> None:
     some = _rows_of({"expert_LTK": (expert_LTK,), "nll_BS": np.eye(3, 2)}, np.asarray([2, 0]))
     assert some["expert_LTK"][0].tolist() == expert_LTK[:, [4, 5, 0, 1]].tolist()
     assert some["nll_BS"].tolist() == np.eye(3, 2)[[2, 0]].tolist()
+
+
+def test_what_is_traced_changes_nothing_else(
+    text: tuple[DataConfig, Dataset], tmp_path: Path
+) -> None:
+    """No trace, some rows and all of them, over two batches: the same loss, and the same tokens."""
+    losses, traces = [], {}
+    for limit in (0, 64, 1000):
+        config = standin.experiment(text[0], steps=5)
+        evaluation = dataclasses.replace(config.evaluation, trace_tokens=limit)
+        config = dataclasses.replace(config, evaluation=evaluation)
+        where = tmp_path / str(limit)
+        model = standin.standin(config)
+        losses.append(run(config, where, dataset=text[1], model=model).final["eval"]["loss"])
+        if limit:
+            traces[limit] = dict(np.load(where / "trace/5.npz"))
+    assert losses[0] == losses[1] == losses[2]
+    assert not (tmp_path / "0/trace").exists()
+    some, whole = traces[64], traces[1000]
+    scored_T = whole["loss_T"] != 0  # the stand-in's loss of a token without a target
+    assert whole["loss_T"][scored_T].mean() == pytest.approx(losses[0], rel=1e-6)
+    for name in ("token_T", "loss_T", "expert_LTK"):
+        axis = name.rpartition("_")[2].index("T")
+        rows = np.split(whole[name], 8, axis)
+        np.testing.assert_array_equal(some[name], np.concatenate(rows[::2], axis), err_msg=name)
