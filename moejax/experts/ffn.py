@@ -10,13 +10,19 @@ import jax
 from moejax.experts.backends.auto import auto
 from moejax.experts.backends.grouped import grouped
 from moejax.experts.backends.loop import loop
+from moejax.experts.backends.native import native
 from moejax.experts.backends.tiles import tiles
 from moejax.experts.plan import Backend
 from moejax.experts.spec import ExpertsSpec, Weights
 from moejax.routing.contract import Routing
 from moejax.routing.ledger import Ledger, open_ledger
 
-BACKENDS: dict[str, Backend] = {"loop": loop, "tiles": tiles, "grouped": grouped}
+BACKENDS: dict[str, Backend] = {
+    "loop": loop,
+    "tiles": tiles,
+    "native": native,
+    "grouped": grouped,
+}
 """The back ends by name; "auto" is the one that suits the platform a program is lowered for."""
 
 

@@ -22,7 +22,7 @@ PACKED_KEYS = 2**31
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["order_N", "start_E", "count_E"],
+    data_fields=["order_N", "start_E", "count_E", "expert_TK"],
     meta_fields=["max_rows"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,15 @@ class Plan:
       order_N: int32 `[T*K]`, the assignments of the widest expert first, empty slots last.
       start_E: int32 `[E]`, position in `order_N` of each expert's first assignment.
       count_E: int32 `[E]`, assignments of each expert.
+      expert_TK: int32 `[T, K]`, the routing's own table, for a back end that sorts by itself; XLA
+        leaves out what a back end does not use.
       max_rows: static bound on the filled slots, as in `Routing`.
     """
 
     order_N: jax.Array
     start_E: jax.Array
     count_E: jax.Array
+    expert_TK: jax.Array
     max_rows: int
 
 
@@ -60,6 +63,28 @@ def planned(
       backward: its vector-Jacobian product, `(x_TD, weight_TK, weights, plan, dy_TD, spec) ->
         (dx_TD, dweight_TK, dweights)`.
     """
+    return planned_saving(
+        forward,
+        lambda *args: (forward(*args), ()),
+        lambda x_TD, weight_TK, weights, plan, saved, dy_TD, spec: backward(
+            x_TD, weight_TK, weights, plan, dy_TD, spec
+        ),
+    )
+
+
+def planned_saving(
+    forward: Callable[..., jax.Array],
+    saving: Callable[..., tuple[jax.Array, Any]],
+    backward: Callable[..., tuple[jax.Array, jax.Array, Weights]],
+) -> Backend:
+    """A back end whose forward pass may leave something to the backward one.
+
+    Args:
+      forward: `(x_TD, weight_TK, weights, plan, spec) -> y_TD`, where no gradient is wanted.
+      saving: the same, `-> (y_TD, saved)`, where one is.
+      backward: `(x_TD, weight_TK, weights, plan, saved, dy_TD, spec) -> (dx_TD, dweight_TK,
+        dweights)`.
+    """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
     def compute(
@@ -70,7 +95,8 @@ def planned(
     def compute_forward(
         x_TD: jax.Array, weight_TK: jax.Array, weights: Weights, plan: Plan, spec: ExpertsSpec
     ) -> tuple[jax.Array, Any]:
-        return compute(x_TD, weight_TK, weights, plan, spec), (x_TD, weight_TK, weights, plan)
+        y_TD, saved = saving(x_TD, weight_TK, weights, plan, spec)
+        return y_TD, (x_TD, weight_TK, weights, plan, saved)
 
     def compute_backward(spec: ExpertsSpec, residuals: Any, dy_TD: jax.Array) -> tuple[Any, ...]:
         return *backward(*residuals, dy_TD, spec), None
@@ -96,6 +122,24 @@ def planned_by_platform(
     )
 
 
+def planned_saving_by_platform(
+    forward: Callable[..., jax.Array],
+    saving: Callable[..., tuple[jax.Array, jax.Array]],
+    saved: Callable[..., jax.ShapeDtypeStruct],
+    backward: Callable[..., tuple[jax.Array, jax.Array, Weights]],
+) -> Backend:
+    """The same with something saved, of one shape whatever the platform.
+
+    Args:
+      saved: `(x_TD, weight_TK, weights, plan, spec) ->` its shape and dtype.
+    """
+    return planned_saving(
+        lambda *args: by_platform(forward, args[0], args[:-1], args[-1]),
+        lambda *args: by_platform(saving, (args[0], saved(*args)), args[:-1], args[-1]),
+        lambda *args: by_platform(backward, args[:3], args[:-1], args[-1]),
+    )
+
+
 def plan_of(routing: Routing, spec: ExpertsSpec) -> Plan:
     """Sorts the assignments of a routing."""
     expert_N = routing.expert_TK.reshape(-1)
@@ -108,7 +152,8 @@ def plan_of(routing: Routing, spec: ExpertsSpec) -> Plan:
         expert_N = jnp.asarray(np.append(rank_E, spec.num_experts))[expert_N]
         ranked_E = count_E[experts]
         start_E = (jnp.cumsum(ranked_E) - ranked_E)[rank_E]
-    return Plan(_order(expert_N, spec.num_experts), start_E, count_E, routing.max_rows)
+    order_N = _order(expert_N, spec.num_experts)
+    return Plan(order_N, start_E, count_E, routing.expert_TK, routing.max_rows)
 
 
 def _order(key_N: jax.Array, num_experts: int) -> jax.Array:

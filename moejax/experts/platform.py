@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
@@ -23,7 +24,6 @@ _by_platform_p = Primitive("by_platform")
 _by_platform_p.multiple_results = True
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3), inline=True)
 def by_platform(function: Callable[..., Any], like: Any, args: tuple, static: Hashable) -> Any:
     """`function(platform, *args, static)` with the platform that the program is lowered for.
 
@@ -32,18 +32,24 @@ def by_platform(function: Callable[..., Any], like: Any, args: tuple, static: Ha
     Args:
       function: pure; traced when the program is lowered. Its result has the structure, shapes and
         dtypes of `like`.
-      like: arrays; only their shapes and dtypes matter.
+      like: a pytree of anything with a shape and a dtype.
       args: pytrees of arrays.
       static: hashable.
     """
+    leaves, structure = jax.tree.flatten(like)
+    outs = tuple((tuple(leaf.shape), jnp.dtype(leaf.dtype)) for leaf in leaves)
+    return jax.tree.unflatten(structure, _bind(function, outs, args, static))
+
+
+# Traced once for each kind of call: the lowering is kept by the identity of `flat`.
+@functools.partial(jax.jit, static_argnums=(0, 1, 3), inline=True)
+def _bind(function: Callable[..., Any], outs: tuple, args: tuple, static: Hashable) -> list:
     leaves, structure = jax.tree.flatten(args)
-    like_leaves, like_structure = jax.tree.flatten(like)
 
     def flat(platform: str, *given: jax.Array) -> list[jax.Array]:
         return jax.tree.leaves(function(platform, *jax.tree.unflatten(structure, given), static))
 
-    outs = tuple((leaf.shape, leaf.dtype) for leaf in like_leaves)
-    return jax.tree.unflatten(like_structure, _by_platform_p.bind(*leaves, flat=flat, outs=outs))
+    return _by_platform_p.bind(*leaves, flat=flat, outs=outs)
 
 
 @_by_platform_p.def_abstract_eval
