@@ -21,7 +21,7 @@ if [ $$code -eq 5 ]; then echo "no tests marked $(2) yet"; else exit $$code; fi
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart study test test-slow test-all lint format clean
+.PHONY: help setup quickstart study native test test-slow test-all lint format clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ quickstart: $(STAMP) ## Train four kinds of model on real text and write runs/qu
 
 study: $(STAMP) ## Train the README's models at size tiny (an hour or two; may be stopped)
 	$(TRAIN) -m experiments.study $(ARGS)
+
+native: $(STAMP) ## Compile the expert kernel for this CPU ahead (else the first program does)
+	$(BIN)/python -m moejax.experts.native
 
 test: $(STAMP) ## Run the tests (minutes)
 	$(PYTEST) -m "not slow and not all and not gpu and not tpu" --durations=10 $(ARGS)

@@ -56,6 +56,9 @@ def _prepare_environment() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # One compiled expert kernel for all workers and sessions, and for subprocesses of tests,
+    # whatever cache they are given for their data.
+    os.environ.setdefault("MOEJAX_NATIVE_CACHE", str(REPOSITORY / ".cache" / "native"))
     os.environ.setdefault("MPLBACKEND", "Agg")
 
 

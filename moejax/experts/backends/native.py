@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.config.knobs import ConfigError
-from moejax.experts.native import Library, Unavailable, library
+from moejax.experts.native import Library, Unavailable, load
 from moejax.experts.plan import Plan, planned_saving_by_platform
 from moejax.experts.spec import ACTIVATIONS, ExpertsSpec, Weights, projections
 
@@ -39,7 +39,7 @@ def find(x_TD: jax.Array, weight_TK: jax.Array, weights: Weights) -> Library:
         raise Unavailable(f"it computes in float32, not {others[0]}")
     if weight_TK.size >= 2**31:
         raise Unavailable(f"{weight_TK.size} assignments are more than 2**31 - 1")
-    return library()
+    return load()
 
 
 def saved(

@@ -12,7 +12,9 @@ tile body per distinct width.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy as np
 from jax import lax
 
 from moejax.experts.plan import Plan, planned
-from moejax.experts.spec import ACTIVATIONS, ExpertsSpec, Weights
+from moejax.experts.spec import ACTIVATIONS, ROOM, ExpertsSpec, Weights
 
 Carry = Any
 
@@ -35,6 +37,7 @@ def forward(
     spec: ExpertsSpec,
 ) -> jax.Array:
     """`y_t = sum_k weight[t, k] * E_{expert[t, k]}(x_t)`, `[T, D]` in the dtype of `x_TD`."""
+    spec = fitted(spec, x_TD.shape[0])
     layout = _layout(plan, spec)
     activation = ACTIVATIONS[spec.activation]
     y_TD = jnp.zeros(x_TD.shape, jnp.promote_types(x_TD.dtype, jnp.float32))
@@ -64,6 +67,7 @@ def backward(
     spec: ExpertsSpec,
 ) -> tuple[jax.Array, jax.Array, Weights]:
     """The vector-Jacobian product of `forward` for `x_TD`, `weight_TK` and `weights`."""
+    spec = fitted(spec, x_TD.shape[0])
     layout = _layout(plan, spec)
     activation = ACTIVATIONS[spec.activation]
     acc = jnp.promote_types(x_TD.dtype, jnp.float32)
@@ -72,7 +76,7 @@ def backward(
     for width, experts in spec.by_width().items():
 
         def one_expert(index: jax.Array, carry: Carry, width: int, experts: Any) -> Carry:
-            dx_TD, dweight_N, grads = carry
+            dx_TD, dweight_N, grads, *dweights = carry
             expert, (*into_FD, down_FD) = _expert(index, experts, width, weights, spec)
 
             def one_tile(tile: jax.Array, carry: Carry) -> Carry:
@@ -91,36 +95,39 @@ def backward(
                 dx_RD = functools.reduce(
                     jnp.add, (d_RF @ w_FD for d_RF, w_FD in zip(dpre_RF, into_FD, strict=True))
                 )
+                first = tile == 0
                 return (
                     _add_rows(dx_TD, token_R, dx_RD),
                     dweight_N.at[row_R].set(dweight_R, mode="drop", unique_indices=True),
                     *(
-                        dw_FD + _tn(d_RF, x_RD)
+                        jnp.where(first, 0, dw_FD) + _tn(d_RF, x_RD)
                         for dw_FD, d_RF in zip(dinto_FD, dpre_RF, strict=True)
                     ),
-                    ddown_FD + _tn(hidden_RF * weight_R1, dy_RD),
+                    jnp.where(first, 0, ddown_FD) + _tn(hidden_RF * weight_R1, dy_RD),
                 )
 
-            zero_FD = jnp.zeros(down_FD.shape, acc)
+            tiles = _num_tiles(layout, expert, spec)
             dx_TD, dweight_N, *dweights = lax.fori_loop(
-                0,
-                _num_tiles(layout, expert, spec),
-                one_tile,
-                (dx_TD, dweight_N, *(zero_FD for _ in spec.weight_names)),
+                0, tiles, one_tile, (dx_TD, dweight_N, *dweights)
             )
             start = jnp.asarray(np.asarray(spec.starts))[expert]
             shape = (width // spec.unit, spec.unit, x_TD.shape[-1])
             grads = {
                 name: lax.dynamic_update_slice_in_dim(
-                    grads[name], d_FD.reshape(shape).astype(grads[name].dtype), start, axis=0
+                    grads[name],
+                    jnp.where(tiles == 0, 0, d_FD).reshape(shape).astype(grads[name].dtype),
+                    start,
+                    axis=0,
                 )
                 for name, d_FD in zip(spec.weight_names, dweights, strict=True)
             }
-            return dx_TD, dweight_N, grads
+            return dx_TD, dweight_N, grads, *dweights
 
-        carry = _for_each(
-            experts, functools.partial(one_expert, width=width, experts=experts), carry
-        )
+        # One expert's gradients go through buffers that the next one writes over: none is filled
+        # with zeros for every expert.
+        buffers = (jnp.zeros((width, x_TD.shape[-1]), acc) for _ in spec.weight_names)
+        body = functools.partial(one_expert, width=width, experts=experts)
+        carry = _for_each(experts, body, (*carry, *buffers))[:3]
     dx_TD, dweight_N, grads = carry
     dweight_TK = dweight_N.reshape(weight_TK.shape).astype(weight_TK.dtype)
     return dx_TD.astype(x_TD.dtype), dweight_TK, grads
@@ -128,6 +135,17 @@ def backward(
 
 tiles = planned(forward, backward)
 """The back end."""
+
+
+def fitted(spec: ExpertsSpec, num_tokens: int) -> ExpertsSpec:
+    """The spec with tiles that fit what an expert is planned to get, a fifth above it: a tile that
+    an expert does not fill is computed all the same. `spec.tile` is the most."""
+    experts = sum(width > 0 for width in spec.widths)
+    planned = 1.2 * spec.rows_per_token / ROOM * num_tokens / max(1, experts)
+    if not planned:
+        return spec
+    each = planned / math.ceil(planned / spec.tile)
+    return dataclasses.replace(spec, tile=min(spec.tile, max(8, math.ceil(each / 8) * 8)))
 
 
 def _layout(plan: Plan, spec: ExpertsSpec) -> tuple[jax.Array, jax.Array, jax.Array]:

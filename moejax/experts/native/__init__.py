@@ -6,6 +6,6 @@ this CPU does.
 """
 
 from moejax.experts.native.isa import Unavailable
-from moejax.experts.native.library import Library, library
+from moejax.experts.native.library import Library, load
 
-__all__ = ["Library", "Unavailable", "library"]
+__all__ = ["Library", "Unavailable", "load"]

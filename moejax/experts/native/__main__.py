@@ -8,7 +8,7 @@ import time
 from moejax.config.knobs import ConfigError
 from moejax.experts.native.build import build
 from moejax.experts.native.isa import ISAS, Unavailable, choose, cpu_flags
-from moejax.experts.native.library import library
+from moejax.experts.native.library import load
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
                 start = time.perf_counter()
                 path = build(isa, again=True).path
                 print(f"{isa.name}: {path} ({time.perf_counter() - start:.1f} s)")
-        print(f"programs on this CPU use {library().isa}")
+        print(f"programs on this CPU use {load().isa}")
     except (Unavailable, ConfigError) as reason:
         print(f"no native expert kernel: {reason}; programs use the back end 'tiles'")
         return 1

@@ -31,8 +31,10 @@ from moejax.experts.native.isa import Isa, Unavailable
 
 SOURCES = Path(__file__).resolve().parent
 # No fast-math: a NaN must stay one. Fused multiply-adds are wanted.
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-pthread", "-w")
-FLAGS += ("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    *("-std=c++20", "-O3", "-fPIC", "-pthread", "-w"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
 FORMAT_VERSION = 1
 TIMEOUT_SECONDS = 600
 

@@ -50,7 +50,7 @@ _loaded: dict[Built, Library] = {}
 _refused: dict[Isa, str] = {}
 
 
-def library() -> Library:
+def load() -> Library:
     """The library for this machine; compiled first where that was not done before.
 
     Raises:
@@ -62,7 +62,7 @@ def library() -> Library:
         if isa in _refused:
             raise Unavailable(_refused[isa])
         try:
-            return _load(isa)
+            return _register(isa)
         except Unavailable as reason:
             _refused[isa] = str(reason)
             raise
@@ -83,7 +83,7 @@ def runtime_api() -> tuple[int, int]:
     return major, minor
 
 
-def _load(isa: Isa) -> Library:
+def _register(isa: Isa) -> Library:
     built = build(isa)
     if built in _loaded:
         return _loaded[built]
