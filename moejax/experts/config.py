@@ -44,7 +44,7 @@ class MoeConfig:
     backend: str = knob(
         "auto", choices=("auto", *BACKENDS), doc="How experts are computed; same results."
     )
-    tile: int = knob(128, low=1, unit="rows", doc="Rows per tile of the `tiles` back end.")
+    tile: int = knob(128, low=1, unit="rows", doc="Rows per tile of the `tiles` back end, at most.")
     rows_per_token: float = knob(
         0.0,
         low=0.0,

@@ -44,7 +44,7 @@ def projections(activation: str) -> tuple[str, ...]:
 
 
 ROOM = 1.25
-"""Rows that `grouped` holds over those that are planned."""
+"""Rows that `grouped` and `native` hold over those that are planned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,12 @@ class ExpertsSpec:
       unit: `U`, hidden units per storage unit.
       activation: name in `ACTIVATIONS`.
       backend: name in `moejax.experts.ffn.BACKENDS`, or "auto".
-      tile: rows that the `tiles` back end works on at a time.
+      tile: rows that the `tiles` back end works on at a time, at most.
       grouped_matmul: name in `moejax.experts.backends.grouped_matmul.MATMULS`, or "auto": what the
         `grouped` back end multiplies with.
       rows_per_token: rows that `grouped` holds at a time, per token of the batch; what is more
-        takes further passes. 0: as many as there can be.
+        takes further passes. `native` keeps as many for its backward pass. 0: as many as there can
+        be.
     """
 
     widths: tuple[int, ...]

@@ -17,9 +17,10 @@
 namespace moejax {
 namespace {
 
-constexpr long kTileRowsAtOnce = 128;  // rows of a tile: with a block's weights, an L2 cache
+constexpr long kMostRows = 256;        // of a tile
+constexpr long kRowFloats = 131072;    // of a tile's gathered rows: fewer rows where D is large
 constexpr long kBlockFloats = 32768;   // of one packed block of a weight matrix
-constexpr long kItemsPerThread = 8;    // that a perfectly even split would have at most
+constexpr long kItemsPerThread = 8;    // that a perfectly even split would have
 
 // Items, and where each expert's parts begin: part p of a row is at `start[e] + p * rows(e) + row`.
 struct Split {
@@ -135,7 +136,8 @@ void run(const Problem& problem, const Layout& layout, const Split& split, const
   const long block_most =
       std::min(std::clamp(kBlockFloats / depth / kPanel * kPanel, long{kPanel}, 128L),
                padded(item.end - item.begin));
-  const long tiles = (rows + kTileRowsAtOnce - 1) / kTileRowsAtOnce;
+  const long fit = std::clamp(kRowFloats / depth, 2L * kPanel, kMostRows);
+  const long tiles = (rows + fit - 1) / fit;
   const long tile_most = (rows + tiles - 1) / tiles;
 
   Arena& arena = Arena::of_this_thread();

@@ -15,7 +15,9 @@
 namespace moejax {
 namespace {
 
-constexpr long kMostRows = 192;      // of an item: with its weights, what fits into an L2 cache
+// With its weights, an item shall fit into an L2 cache of 1 MiB; docs/performance.md.
+constexpr long kMostRows = 256;
+constexpr long kRowFloats = 131072;   // of an item's gathered rows: fewer rows where D is large
 constexpr long kBlockFloats = 32768;  // of one packed block of a weight matrix
 
 long block_units(const Problem& problem) {
@@ -24,7 +26,8 @@ long block_units(const Problem& problem) {
 
 std::vector<Item> row_items(const Problem& problem, const Layout& layout, int threads) {
   // Several items for each thread, also when there are few rows in all.
-  const long most = std::clamp(layout.active() / (4 * threads) + 1, long{kPanel}, kMostRows);
+  const long fit = std::clamp(kRowFloats / padded(problem.dim), 2L * kPanel, kMostRows);
+  const long most = std::clamp(layout.active() / (4 * threads) + 1, long{kPanel}, fit);
   std::vector<Item> items;
   for (int e = 0; e < problem.experts; e++) {
     const long rows = layout.rows(e), parts = (rows + most - 1) / most;
