@@ -118,8 +118,9 @@ def test_make_targets_exist(path):
 
 
 def program(module):
-    found = REPOSITORY / (module.replace(".", "/") + ".py")
-    return found if found.is_file() else None
+    path = REPOSITORY / module.replace(".", "/")
+    found = (path.with_name(path.name + ".py"), path / "__main__.py")
+    return next((file for file in found if file.is_file()), None)
 
 
 @each_document
