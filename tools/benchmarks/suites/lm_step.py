@@ -1,0 +1,87 @@
+"""A whole optimiser step of a small language model, dense and MoE, against torch eager."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moejax.train import Experiment
+from tools.benchmarks import targets as t
+from tools.benchmarks.context import Context
+from tools.benchmarks.copies import TOLERANCE, lm_arrays
+from tools.benchmarks.language_models import Trainer, batch, experiment, shape_text, without_scan
+from tools.benchmarks.layers import unavailable
+from tools.benchmarks.rows import Case, Comparison, Workload, unknown
+from tools.benchmarks.timing import Candidate
+
+COMPARED = 3
+"""Steps whose losses are compared: the later ones hold the optimisers to each other."""
+UNROLLED = "speed / the same, scanned"
+
+
+def workload(context: Context) -> Workload:
+    """The dense step, and the MoE step by each back end."""
+    work = Workload()
+    dense = _plan(work, context, t.LM_DENSE, t.ANY, experiment(None))
+    if not context.targets_only:
+        dense_case = Case("LM step, dense, unrolled", shape_text(experiment(None)), None)
+        unrolled = Trainer(without_scan(experiment(None)))
+        name = work.time(Candidate(dense_case.name, unrolled.step))
+        work.comparisons.append(Comparison(dense_case, t.ANY, UNROLLED, name, dense))
+    torch_moe = ""
+    for backend in context.backends:
+        made = experiment(backend if backend in context.usable else "tiles")
+        case = Case(t.LM_MOE, shape_text(made))
+        if reason := unavailable(backend):
+            work.rows += [
+                unknown(context.suite, case, backend, metric, reason)
+                for metric in (t.TORCH, t.DENSE_STEP)
+            ]
+            continue
+        name = _plan(work, context, t.LM_MOE, backend, made, torch_moe)
+        torch_moe = torch_moe or f"{t.LM_MOE}: torch eager"
+        work.comparisons.append(Comparison(case, backend, t.DENSE_STEP, name, dense))
+    return work
+
+
+def _plan(
+    work: Workload,
+    context: Context,
+    label: str,
+    backend: str,
+    made: Experiment,
+    torch_name: str = "",
+) -> str:
+    """Our step and torch's of one model; returns the name of ours.
+
+    Args:
+      torch_name: torch's step of the same model where an earlier back end brought it along.
+    """
+    case = Case(label, shape_text(made), None if made.model.moe is None else True)
+    trainer = Trainer(made)
+    weights = lm_arrays(trainer.params) if context.peers else {}
+    losses = [trainer.step() for _ in range(COMPARED)]
+    name = work.time(Candidate(f"{label}: {backend}", trainer.step))
+    memory = trainer.program.memory_analysis().temp_size_in_bytes
+    work.notes[name] = {"temp_mib": memory / 2**20, "first_losses": losses}
+    if not context.peers:
+        work.rows.append(unknown(context.suite, case, backend, t.TORCH, "--no-peers"))
+        return name
+    if not torch_name:
+        from tools.benchmarks.torch_lm import train_step
+
+        step = train_step(made, weights, batch(made))
+        theirs = [step() for _ in range(COMPARED)]
+        work.notes[f"{label}: torch eager"] = {"first_losses": theirs}
+        if wrong := _differ(losses, theirs):
+            work.rows.append(unknown(context.suite, case, backend, t.TORCH, wrong))
+            return name
+        torch_name = work.time(Candidate(f"{label}: torch eager", step))
+    work.comparisons.append(Comparison(case, backend, t.TORCH, name, torch_name))
+    return name
+
+
+def _differ(ours: list[float], theirs: list[Any]) -> str:
+    worst = max(abs(a - b) / abs(a) for a, b in zip(ours, theirs, strict=True))
+    if worst <= TOLERANCE:
+        return ""
+    return f"mismatch with ours: losses of {len(ours)} steps differ by {worst:.1e}"
