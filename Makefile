@@ -21,7 +21,7 @@ if [ $$code -eq 5 ]; then echo "no tests marked $(2) yet"; else exit $$code; fi
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart study native test test-slow test-all lint format clean
+.PHONY: help setup quickstart study native bench bench-quick test test-slow test-all lint format clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,14 @@ study: $(STAMP) ## Train the README's models at size tiny (an hour or two; may b
 
 native: $(STAMP) ## Compile the expert kernel for this CPU ahead (else the first program does)
 	$(BIN)/python -m moejax.experts.native
+
+# The processes that measure have the allocator of TRAIN, whatever this one has. ARGS=--no-peers
+# does without the extra `bench`.
+bench: $(STAMP) ## Hold ratios of times against the targets, runs/bench.json (about 20 minutes)
+	$(TRAIN) -m tools.bench --suite=targets --json=runs/bench.json $(ARGS)
+
+bench-quick: $(STAMP) ## The same, one process and two rounds: does it run?
+	$(TRAIN) -m tools.bench --suite=targets --quick --json=runs/bench-quick.json $(ARGS)
 
 test: $(STAMP) ## Run the tests (minutes)
 	$(PYTEST) -m "not slow and not all and not gpu and not tpu" --durations=10 $(ARGS)

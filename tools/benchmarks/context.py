@@ -28,7 +28,7 @@ class Context:
     allocator: str = "huge"
     rounds: int = 9
     warm_up: int = 2
-    budget: float = 60.0
+    budget: float = 45.0
 
     @property
     def usable(self) -> tuple[str, ...]:

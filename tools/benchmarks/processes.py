@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moejax.config import ConfigError, read_json
+from moejax.config import read_json
+from moejax.train.errors import EXIT_USAGE
 from tools.benchmarks.machine import environment_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CACHE = REPOSITORY / ".cache" / "bench"
 """Compiled programs: the next process has the same ones."""
-EXIT_USAGE = 2
 
 Say = Callable[[str], None]
 
@@ -55,14 +55,15 @@ def measure(
     hit every process of one suite.
 
     Raises:
-      ConfigError: a process refused its request (it has said why).
+      SystemExit: a process refused its request, and has said why in one line.
     """
     queue = [request for _ in range(times) for request in requests]
     took: dict[str, float] = {}
     for number, request in enumerate(queue):
         suite = request["suite"]
         rest = eta([other["suite"] for other in queue[number:]], took)
-        say(f"process {number + 1} of {len(queue)}: {suite}{rest}")
+        if len(queue) > 1:
+            say(f"process {number + 1} of {len(queue)}: {suite}{rest}")
         start = time.monotonic()
         result = _one(request)
         took[suite] = time.monotonic() - start
@@ -87,7 +88,7 @@ def _one(request: dict[str, Any]) -> dict[str, Any] | Failure:
             command, cwd=REPOSITORY, env=environment(request["allocator"]), check=False
         ).returncode
         if code == EXIT_USAGE:
-            raise ConfigError(f"--suite={request['suite']}: nothing was measured, see above")
+            sys.exit(EXIT_USAGE)  # its one line stands on stderr
         if code or not out.is_file():
             return Failure(request["suite"], code)
         result: dict[str, Any] = read_json(out)

@@ -75,12 +75,18 @@ class Comparison:
 
 @dataclasses.dataclass
 class Workload:
-    """What a suite times together, the ratios it asks for, and rows that need no timing."""
+    """What a suite times together, the ratios it asks for, and rows that need no timing.
+
+    Attributes:
+      notes: what else there is to know, by candidate's name, for the JSON file.
+      warm_up: calls of each candidate before it is measured; None: as many as were asked for.
+    """
 
     candidates: list[Candidate] = dataclasses.field(default_factory=list)
     comparisons: list[Comparison] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    warm_up: int | None = None
 
     def time(self, candidate: Candidate) -> str:
         """Adds a candidate and returns its name."""

@@ -131,32 +131,31 @@ SUITES_WITH_TARGETS: tuple[str, ...] = tuple(dict.fromkeys(target.suite for targ
 
 
 def judged(rows: Iterable[Row], targets: Sequence[Target] = TARGETS) -> list[Row]:
-    """Rows with `target`, `met` and `verdict`; a row without a target has None, None, `report`."""
-    known = {target.key: target for target in targets}
+    """Rows with `target`, `met` and `verdict`, those with a target first, in its order; a row
+    without one has None, None, `report`."""
+    order = {target.key: index for index, target in enumerate(targets)}
     result = []
-    for row in rows:
-        target = known.get(tuple(row[key] for key in IDENTITY))
-        if target is None:
-            verdict = "report" if row["ratio"] is not None else "not available"
+    for row in sorted(rows, key=lambda row: order.get(_key(row), len(order))):
+        ratio, index = row["ratio"], order.get(_key(row))
+        if index is None:
+            verdict = "not available" if ratio is None else "report"
             result.append(row | {"target": None, "met": None, "verdict": verdict})
         else:
-            ratio = row["ratio"]
-            result.append(
-                row
-                | {
-                    "target": target.text,
-                    "met": target.met(ratio),
-                    "verdict": target.verdict(ratio),
-                }
-            )
+            target = targets[index]
+            judgement = {"met": target.met(ratio), "verdict": target.verdict(ratio)}
+            result.append(row | {"target": target.text} | judgement)
     return result
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(row[key] for key in IDENTITY)
 
 
 def missing(
     rows: Iterable[Row], backends: Sequence[str], suites: Sequence[str], reason: str
 ) -> list[Row]:
     """Rows for the targets that nothing speaks of, so that none is passed over in silence."""
-    there = {tuple(row[key] for key in IDENTITY) for row in rows}
+    there = {_key(row) for row in rows}
     return [
         dict(zip(IDENTITY, target.key, strict=True))
         | {

@@ -31,7 +31,10 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     work = suite_of(context.suite)(context)
     prepared = time.monotonic()
     timings = interleave(
-        work.candidates, rounds=context.rounds, warm_up=context.warm_up, budget=context.budget
+        work.candidates,
+        rounds=context.rounds,
+        warm_up=context.warm_up if work.warm_up is None else work.warm_up,
+        budget=context.budget,
     )
     if context.peers and context.suite in WITH_PEERS:
         from tools.benchmarks.peers_torch import describe_threads

@@ -26,7 +26,8 @@ def workload(context: Context) -> Workload:
     yardstick: dict[str, float] = {}
     for backend in (None, *context.backends):
         made = experiment(None if backend in (None, *_absent(context)) else backend)
-        case = Case("compile, all programs", shape_text(made), None)
+        kind = "dense" if backend is None else "MoE"
+        case = Case("compile, MoE", shape_text(made), None)
         if backend is not None and (reason := unavailable(backend)):
             work.rows.append(unknown(context.suite, case, backend, SECONDS, reason))
             continue
@@ -44,7 +45,7 @@ def workload(context: Context) -> Workload:
         for program, seconds in programs.seconds.items():
             row = known(
                 context.suite,
-                Case(f"compile, {program}", shape_text(made), None),
+                Case(f"compile {program}, {kind}", shape_text(made), None),
                 backend or t.ANY,
                 SECONDS,
                 seconds / yardstick[program],

@@ -80,15 +80,14 @@ def _attention(made: Any) -> Program:
 
 
 def _projections(x_TD: jax.Array, dy_TD: jax.Array) -> Program:
-    """q, k, v and o, as products alone."""
+    """q, k, v and o: four products of `[T, D]` with `[D, D]`."""
     width = x_TD.shape[-1]
-    into, out = jax.random.normal(jax.random.key(1), (2, width, 3 * width)) * width**-0.5
+    weights = tuple(jax.random.normal(jax.random.key(1), (4, width, width)) * width**-0.5)
 
     def apply(weights: Any, x_TD: jax.Array) -> jax.Array:
-        return (x_TD @ weights[0]) @ weights[1].T
+        *into, out = weights
+        return sum(x_TD @ weight for weight in into) @ out
 
-    del out
-    weights = (into, jax.random.normal(jax.random.key(2), (width, 3 * width)) * width**-0.5)
     return value_and_gradients(apply, weights, x_TD, dy_TD)
 
 
