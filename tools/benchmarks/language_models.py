@@ -14,10 +14,11 @@ from moejax.data import DataConfig
 from moejax.experts import MoeConfig
 from moejax.models import ModelConfig
 from moejax.models.attention import AttentionConfig
+from moejax.models.transformer import Transformer
 from moejax.routing.routers import TopK
 from moejax.train import Experiment
 from moejax.train.experiment import TrainConfig
-from moejax.train.programs import make_lowerings
+from moejax.train.programs import Lowerings, make_lowerings
 from moejax.train.schedule import ScheduleConfig
 
 WIDTH = 1024
@@ -77,11 +78,16 @@ def batch(experiment: Experiment) -> dict[str, np.ndarray]:
     }
 
 
+def lowerings(experiment: Experiment) -> Lowerings:
+    """The run's programs, for one device however many there are."""
+    return make_lowerings(experiment, Transformer(experiment.model))
+
+
 class Trainer:
     """The compiled train step of a run with its state: `step()` is one optimiser step."""
 
     def __init__(self, experiment: Experiment) -> None:
-        plan = make_lowerings(experiment)
+        plan = lowerings(experiment)
         self.experiment, self.model = experiment, plan.model
         fast = {"xla_backend_optimization_level": "0"}
         initialise = plan.lower["initialise"]().compile(compiler_options=fast)
