@@ -41,8 +41,8 @@ class Comparison:
       case, backend, metric: what it is called.
       of, to: candidates' names.
       kind: `speed` is the time of `to` over that of `of` (more is better), `time` the inverse.
-      work: FLOPs of `of` over FLOPs of `to`, where they are not the same work: makes a speed a
-        ratio of FLOP/s.
+      work: of a speed, FLOPs of `of` over FLOPs of `to`, which makes it a ratio of FLOP/s; of a
+        time, how often `of` is done.
     """
 
     case: Case
@@ -55,7 +55,7 @@ class Comparison:
 
     def value(self, of: float, to: float) -> float:
         """The ratio of two times."""
-        return self.work * to / of if self.kind == "speed" else of / to
+        return self.work * (to / of if self.kind == "speed" else of / to)
 
     def row(self, suite: str, timings: Mapping[str, Timing]) -> Row:
         """The ratio in this process; the ratio of CPU time is the one that counts."""

@@ -54,7 +54,7 @@ def workload(context: Context) -> Workload:
     for label, (program, times, flops) in parts.items():
         name = work.time(program.candidate(label))
         case = Case(f"{label} x{times}", shape, None)
-        work.comparisons.append(Comparison(case, t.ANY, SHARE, name, whole, "time", work=1.0))
+        work.comparisons.append(Comparison(case, t.ANY, SHARE, name, whole, "time", work=times))
         if flops:
             work.comparisons.append(Comparison(case, t.ANY, t.GEMM, name, NAME, work=flops / FLOPS))
         work.notes[label] = {"times_in_a_step": times}
