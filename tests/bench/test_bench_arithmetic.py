@@ -203,3 +203,10 @@ def test_the_allocator_is_chosen_by_the_environment(monkeypatch):
     assert environment("huge")["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert "GLIBC_TUNABLES" not in environment("default")
     assert "GLIBC_TUNABLES" not in environment("tuned")
+
+
+def test_threads_of_torch_wait_asleep_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert environment("huge")["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert environment("huge")["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -41,6 +41,9 @@ def environment(allocator: str) -> dict[str, str]:
     made = dict(os.environ) | environment_of(allocator)
     made.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
     made.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    # Threads of torch (libgomp) that wait burn CPU time until the others are done, most of it on a
+    # busy machine. CPU time decides, so asleep is the setting that is best for torch.
+    made.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     made.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     made.setdefault("HF_HUB_OFFLINE", "1")
     return {name: value for name, value in made.items() if value}

@@ -20,7 +20,7 @@ Basis = Literal["cpu", "wall"]
 
 PAUSE = 0.01
 """Seconds of rest before each call. A thread pool that has finished spins for a while in case that
-more comes (libgomp under torch: 2 to 4 ms here); that is not the next candidate's time."""
+more comes; that is not the next candidate's time."""
 
 
 @dataclasses.dataclass(frozen=True)
