@@ -165,14 +165,3 @@ def unavailable(backend: str) -> str:
         if program.hlo.count("custom_call") <= plain.hlo.count("custom_call"):
             return "native is registered but falls back to another back end here"
     return ""
-
-
-def scratch_bytes(backend: str, shape: LayerShape) -> int:
-    """Memory of a back end that the compiler does not see, as it declares it itself."""
-    import importlib
-
-    module = importlib.import_module(f"moejax.experts.backends.{backend}")
-    declared = getattr(module, "scratch_bytes", None)
-    if declared is None:
-        return 0
-    return int(declared(shape.tokens, shape.d_model, (shape.width,) * shape.experts, shape.k))

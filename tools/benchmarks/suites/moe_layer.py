@@ -20,11 +20,11 @@ from tools.benchmarks.layers import (
     dense_program,
     layer_arrays,
     moe_program,
-    scratch_bytes,
     tokens,
     unavailable,
 )
 from tools.benchmarks.rows import Case, Comparison, Workload, known, unknown
+from tools.benchmarks.scratch import scratch_bytes
 from tools.benchmarks.timing import Candidate
 
 ONE_HOT = f"speed / {one_hot.NAME}"
