@@ -36,6 +36,8 @@ class Programs:
       train_step: (state, which is donated, batch) -> (state, metrics).
       eval_step: (params, router state, batch, rows of its trace) -> sums and trace.
       seconds: what compiling each of them took.
+      temporary: bytes that each needs on a device while it runs, beside its arguments and results;
+        without those whose compiler does not say.
     """
 
     model: Any
@@ -45,6 +47,7 @@ class Programs:
     train_step: Any
     eval_step: Any
     seconds: dict[str, float]
+    temporary: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,12 +142,18 @@ def compile_programs(
     options: dict[str, dict[str, str | bool]] = (
         {"initialise": {"xla_backend_optimization_level": "0"}} if on_cpu else {}
     )
-    compiled, seconds = {}, {}
+    compiled: dict[str, Any] = {}
+    seconds: dict[str, float] = {}
+    temporary: dict[str, int] = {}
     for name, lower in plan.lower.items():
         start = time.perf_counter()
         compiled[name] = lower().compile(compiler_options=options.get(name))
         seconds[name] = time.perf_counter() - start
-    return Programs(plan.model, plan.mesh, _layout(plan), **compiled, seconds=seconds)
+        if (memory := compiled[name].memory_analysis()) is not None:
+            temporary[name] = memory.temp_size_in_bytes
+    return Programs(
+        plan.model, plan.mesh, _layout(plan), **compiled, seconds=seconds, temporary=temporary
+    )
 
 
 def _layout(plan: Lowerings) -> Layout:

@@ -237,6 +237,8 @@ class Session:
             f"{seconds['eval_step']:.1f} s, initialisation in {seconds['initialise']:.1f} s; "
             f"waited {waited:.1f} s"
         )
+        for name, size in compiled.temporary.items():
+            self.log.record(f"{name} needs {size / 2**20:.1f} MiB of temporary memory on a device")
         if compiled.mesh is not None:
             self.log.say(describe_mesh(compiled))
         self.status.set()
