@@ -29,7 +29,11 @@ from tools.benchmarks.rows import Case, Comparison, Workload, unknown
 SHAPES = {
     "experts, top-2 of 8": LayerShape(2048, 256, 1024, 8, 2),
     "experts, top-6 of 64": LayerShape(2048, 256, 128, 64, 6),
-    "experts, few tokens": LayerShape(64, 256, 512, 16, 2),
+    # The dense FFN of equal FLOPs has a quarter of the weights, in the second case as many.
+    "experts, 256 tokens, 2 of 8": LayerShape(256, 256, 512, 8, 2),
+    "experts, 256 tokens, 2 of 2": LayerShape(256, 256, 512, 2, 2),
+    "experts, decoding 64": LayerShape(64, 256, 512, 16, 2),
+    "experts, decoding 1": LayerShape(1, 256, 512, 16, 2),
 }
 
 
