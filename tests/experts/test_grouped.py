@@ -12,6 +12,7 @@ import pytest
 from ffn_battery import SPECS, D, E, T, agree, battery, ffn_subject, routing_of
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from native_stress import must
 
 from moejax.config.knobs import ConfigError
 from moejax.experts import ExpertsSpec, MoeConfig, MoELayer, expert_ffn, init_weights
@@ -20,6 +21,7 @@ from moejax.experts.backends import grouped_matmul
 from moejax.experts.backends.grouped import grouped, staircase
 from moejax.experts.backends.grouped_matmul import MATMULS, megablox_tiling, products
 from moejax.experts.backends.loop import loop
+from moejax.experts.native import load
 from moejax.experts.platform import by_platform
 
 
@@ -226,6 +228,8 @@ KERNEL = {"cpu": "moejax_experts_forward", "tpu": "tpu_custom_call", "cuda": "ch
 @pytest.mark.parametrize("platform", KERNEL)
 def test_the_platform_that_a_program_is_lowered_for_chooses(platform):
     """On this CPU machine: `native` for a CPU, megablox for a TPU, `ragged_dot` for a GPU."""
+    if platform == "cpu":
+        must(load)
     text = lowered_text(platform)
     found = {name for name, kernel in KERNEL.items() if kernel in text}
     assert found == {platform}

@@ -17,22 +17,23 @@ import numpy as np
 import pytest
 from ffn_battery import SPECS, D, T, agree, battery, ffn_subject, graded, routing_of
 from flax import nnx
-from native_stress import problem
+from native_stress import must, problem
 
 from moejax.config import ConfigError
 from moejax.experts import ExpertsSpec, MoeConfig, MoELayer, expert_ffn, init_weights
 from moejax.experts.backends import auto, native
-from moejax.experts.native import Unavailable, load
+from moejax.experts.native import load
 from moejax.experts.native.isa import ISAS, cpu_flags
 from moejax.routing.routers import TopP
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _kernel():
-    try:
-        load()
-    except Unavailable as reason:
-        pytest.fail(f"the native kernel cannot be tested here: {reason}")
+    must(load)
+
+
+HERE = [isa.name for isa in ISAS if isa.cpu <= cpu_flags()]
+"""What this processor can run; that the others are not chosen: test_native_build.py."""
 
 
 def sharper(name, backend, **changes):
@@ -51,10 +52,9 @@ def test_experts_whose_activations_found_no_room_are_computed_again(rows_per_tok
     battery(ffn_subject("arithmetic", "native", rows_per_token=rows_per_token), ("float32",))
 
 
-@pytest.mark.parametrize("isa", [isa.name for isa in ISAS])
+@pytest.mark.parametrize("isa", HERE or [None])  # of no values, pytest would skip it
 def test_every_instruction_set_equals_the_oracle(isa, monkeypatch):
-    if not {i.name: i.cpu for i in ISAS}[isa] <= cpu_flags():
-        return  # this processor cannot run it; that it is not chosen: test_native_build.py
+    assert isa in HERE, "this processor has no instruction set that the kernel is compiled for"
     monkeypatch.setenv("MOEJAX_NATIVE", isa)
     assert load().isa == isa
     battery(sharper("uniform", "native"), ("float32",), ("mixed", "full"))
@@ -116,6 +116,40 @@ def test_no_tokens_at_all():
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(slopes[1]))
 
 
+def test_buffers_of_wrong_sizes_are_refused():
+    """By the handlers themselves, before anybody divides by a size or writes past an end."""
+    (x_TD, weight_TK, weights, routing, dy_TD), spec = problem(LARGE["one_unit"])
+    arrays = [weights[name] for name in spec.weight_names]
+    attributes = {"widths": np.asarray(spec.widths), "activation": np.int64(0)}
+    kept = jnp.zeros(0)
+
+    def refused(target, results, *args):
+        shapes = [jax.ShapeDtypeStruct(array.shape, jnp.float32) for array in results]
+        with pytest.raises(jax.errors.JaxRuntimeError) as error:
+            jax.block_until_ready(jax.ffi.ffi_call(target, shapes)(*args, **attributes))
+        return str(error.value)
+
+    def forward(x_TD, arrays, y_TD):
+        args = (x_TD, routing.expert_TK, weight_TK, *arrays)
+        return refused(load().forward, (y_TD, kept), *args)
+
+    def backward(dy_TD, *results):
+        args = (x_TD, routing.expert_TK, weight_TK, kept, dy_TD, *arrays)
+        return refused(load().backward, results, *args)
+
+    no_TD, more_TD = jnp.zeros((9, 0)), jnp.zeros((9, 2))
+    assert "tokens must have at least one number" in forward(
+        no_TD, [jnp.zeros((2, 1, 0))] * 3, jnp.zeros((1, 1))
+    )
+    assert "results must have the shape of tokens" in forward(x_TD, arrays, more_TD)
+    wrong = "gradients must have the shapes of what they belong to"
+    right = [x_TD, weight_TK, *arrays]
+    assert wrong in backward(more_TD, *right)
+    for place in range(len(right)):
+        assert wrong in backward(dy_TD, *right[:place], jnp.zeros((7, 7)), *right[place + 1 :])
+    assert wrong in backward(dy_TD, *right, arrays[0])
+
+
 def test_a_NaN_stays_in_its_row():
     spec = dataclasses.replace(SPECS["arithmetic"], backend="native")
     weights = init_weights(jax.random.key(1), spec, D, jnp.float32)
@@ -163,7 +197,8 @@ def test_under_scan_remat_and_vmap():
 
 
 def test_threads_devices_and_repeats_give_the_same_bits():
-    """In a process of its own, because in this one XLA may have been denied its threads."""
+    """In a process of its own, because in this one XLA may have been denied its threads, without
+    which no expert's backward pass is split."""
     flags = "--xla_force_host_platform_device_count=8"
     repository = str(Path(__file__).parents[2])
     done = subprocess.run(
@@ -175,6 +210,8 @@ def test_threads_devices_and_repeats_give_the_same_bits():
     )
     assert done.returncode == 0, done.stderr[-2000:]
     said = json.loads(done.stdout.splitlines()[-1])
+    assert said["equal_to_loop"] == 6  # the output, and gradients for all five arrays
+    assert said["most_parts"] > 1
     assert said["threads"] == 4 and said["calls"] > 40
     assert said["different"] == 0
     # A bounded scratch: as many buffers as calls can run at once, and nothing that grows.
@@ -220,6 +257,19 @@ def test_what_cannot_be_native_is_tiles_with_one_line(monkeypatch, caplog):
         "experts run on 'tiles', not on the native kernel: it computes in float32, not bfloat16",
         "experts run on 'tiles', not on the native kernel: MOEJAX_NATIVE=off",
     ]
+
+
+def test_a_kernel_that_comes_between_the_passes_is_loud(monkeypatch):
+    """What `tiles` kept for it is nothing: gradients are NaN, not those of nothing."""
+    spec = dataclasses.replace(SPECS["uniform"], backend="auto")
+    weights = init_weights(jax.random.key(1), spec, D, jnp.float32)
+    routing = routing_of("full", "float32")
+    x_TD = jax.random.normal(jax.random.key(0), (T, D))
+    monkeypatch.setenv("MOEJAX_NATIVE", "off")
+    y_TD, pull = jax.vjp(lambda x, w: expert_ffn(x, routing, w, spec)[0], x_TD, weights)
+    monkeypatch.delenv("MOEJAX_NATIVE")
+    assert np.isfinite(y_TD).all()
+    assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(pull(jnp.ones_like(y_TD))))
 
 
 def test_asked_for_by_name_it_is_refused_where_it_cannot_be(monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from native_stress import must
 
 from moejax.config import ConfigError
 from moejax.experts.native import __main__ as command
@@ -30,7 +32,21 @@ echo "as good as compiled" > "$output"
 
 
 @pytest.fixture
-def compiler(tmp_path, monkeypatch):
+def processor(monkeypatch):
+    """One with every instruction set, whatever this one has and is asked for; returns a way to have
+    another. What is compiled for it may be loaded, but not called."""
+
+    def has(flags):
+        monkeypatch.setattr(isas, "cpu_flags", lambda: flags)
+        monkeypatch.setattr(command, "cpu_flags", lambda: flags)
+
+    monkeypatch.delenv("MOEJAX_NATIVE", raising=False)
+    has(AVX512.cpu)
+    return has
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch, processor):
     """A quick compiler in the place of a real one; returns its calls."""
     script, calls = tmp_path / "c++", tmp_path / "calls"
     script.write_text(COMPILER)
@@ -130,6 +146,33 @@ def test_no_compiler(monkeypatch, tmp_path):
         building.build(AVX2)
 
 
+@pytest.mark.parametrize("text, said", [('g++ "-O2', "closing quotation"), ("g++ \\", "escaped")])
+def test_a_compiler_that_is_no_command(monkeypatch, tmp_path, text, said):
+    monkeypatch.setenv("MOEJAX_NATIVE_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", text)
+    with pytest.raises(Unavailable) as error:
+        building.build(AVX2)
+    message = str(error.value)
+    assert message.startswith(f"CXX={text!r}: no {said}")
+    assert message.endswith("; nearest valid value CXX=g++")
+
+
+def test_what_was_compiled_outlives_its_compiler(compiler, monkeypatch, tmp_path):
+    built = building.build(AVX2)
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    assert building.build(AVX2) == built
+    with pytest.raises(Unavailable, match=r"^no C\+\+ compiler"):
+        building.build(AVX512)
+    built.path.write_bytes(b"as bad as compiled")
+    with pytest.raises(Unavailable, match=r"^no C\+\+ compiler"):
+        building.build(AVX2)
+    built.path.write_bytes(b"as good as compiled\n")
+    assert building.build(AVX2) == built
+    monkeypatch.setattr(building, "FLAGS", (*building.FLAGS, "-DX"))
+    with pytest.raises(Unavailable, match=r"^no C\+\+ compiler"):
+        building.build(AVX2)
+
+
 def test_a_cache_that_cannot_be_written(compiler, monkeypatch):
     monkeypatch.setenv("MOEJAX_NATIVE_CACHE", "/dev/null/cache")
     with pytest.raises(Unavailable, match=r"^/dev/null.*: cannot write the cache"):
@@ -142,6 +185,18 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert building.cache_directory() == tmp_path / "native"
     monkeypatch.delenv("MOEJAX_CACHE")
     assert building.cache_directory() == Path("~/.cache/moejax/native").expanduser()
+
+
+def test_a_cache_in_the_home_of_who_has_none(compiler, monkeypatch):
+    for name in ("MOEJAX_NATIVE_CACHE", "MOEJAX_CACHE", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    with pytest.raises(Unavailable) as error:
+        building.build(AVX2)
+    assert str(error.value) == (
+        "~/.cache/moejax/native: no home directory; "
+        "nearest valid an absolute path in MOEJAX_NATIVE_CACHE"
+    )
 
 
 # --- which one, if any ----------------------------------------------------------------------------
@@ -189,7 +244,7 @@ def test_no_cpuinfo_is_no_instruction_set(tmp_path):
 
 
 @pytest.fixture
-def fresh(monkeypatch):
+def fresh(monkeypatch, processor):
     """A process that has loaded nothing yet, and in which nothing may be registered."""
     monkeypatch.setattr(loading, "_loaded", {})
     monkeypatch.setattr(loading, "_refused", {})
@@ -197,7 +252,9 @@ def fresh(monkeypatch):
     monkeypatch.setattr(loading.jax.ffi, "register_ffi_target", refuse)
 
 
-def test_a_handler_newer_than_jaxlib_is_never_registered(fresh, monkeypatch):
+def test_a_handler_newer_than_jaxlib_is_never_registered(fresh, processor, monkeypatch):
+    processor(AVX2.cpu)  # every x86 that tests run on has it, and one function of it is called
+    must(building.build, AVX2)
     major, minor = loading.runtime_api()
     for older in ((major, minor - 1), (major + 1, minor)):
         monkeypatch.setattr(loading, "_refused", {})
@@ -209,6 +266,13 @@ def test_a_handler_newer_than_jaxlib_is_never_registered(fresh, monkeypatch):
         )
 
 
+def test_a_library_that_is_loaded_asks_for_no_compiler_again(fresh, monkeypatch):
+    monkeypatch.setattr(loading, "_register", lambda isa: loading.Library(isa.name, "", "", None))
+    library = loading.load()
+    monkeypatch.setattr(loading, "_register", lambda isa: pytest.fail("it is made again"))
+    assert loading.load() is library
+
+
 def test_a_library_that_cannot_be_mapped_is_refused(fresh, compiler):
     for _ in range(2):  # the second time without trying
         with pytest.raises(Unavailable, match="cannot be loaded"):
@@ -217,7 +281,6 @@ def test_a_library_that_cannot_be_mapped_is_refused(fresh, compiler):
 
 
 def test_the_command_says_what_it_did(compiler, monkeypatch, capsys):
-    monkeypatch.setattr(command, "cpu_flags", lambda: AVX512.cpu)
     monkeypatch.setattr(command, "load", lambda: type("L", (), {"isa": "avx512"}))
     assert command.main() == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,6 +1,7 @@
 """Problems for the native kernel; run as a program, many calls at once that must give equal bits.
 
-Prints a line of JSON: Python threads, calls, results that differ from the first, and the kernel's
+Prints a line of JSON: tensors of the first result that were held to `loop`, the most parts of an
+expert's backward pass, Python threads, calls, results that differ from the first, and the kernel's
 scratch before and after.
 """
 
@@ -11,9 +12,19 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ffn_battery import TOLERANCE, agree
 
 from moejax.experts import ExpertsSpec, expert_ffn, init_weights
+from moejax.experts.native import Unavailable, load
 from moejax.routing import Routing
+
+
+def must(have, *args):
+    """`have(*args)`, which needs a kernel or a compiler; without one fails and says why."""
+    try:
+        return have(*args)
+    except Unavailable as reason:
+        raise AssertionError(f"this test needs the native kernel: {reason}") from reason
 
 
 def problem(case, table=None, activation="swiglu", rows_per_token=0.0):
@@ -46,18 +57,28 @@ def problem(case, table=None, activation="swiglu", rows_per_token=0.0):
 
 
 def main():
-    """Four threads call at once, then eight devices, then both."""
-    from moejax.experts.native import load
-
+    """One call is held to the oracle; then eight devices call at once, then four threads too."""
     args, spec = problem(((64, 160, 33, 256), 900, 96, 2))
 
-    def loss(x_TD, weight_TK, weights, routing, dy_TD):
-        routing = dataclasses.replace(routing, weight_TK=weight_TK)
-        return (expert_ffn(x_TD, routing, weights, spec)[0] * dy_TD).sum()
+    def program(spec):
+        def loss(x_TD, weight_TK, weights, routing, dy_TD):
+            routing = dataclasses.replace(routing, weight_TK=weight_TK)
+            y_TD, _ = expert_ffn(x_TD, routing, weights, spec)
+            return (y_TD * dy_TD).sum(), y_TD
 
-    slopes = jax.jit(jax.grad(loss, (0, 1, 2)))
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))
+
+    slopes = program(spec)
     on = [jax.device_put(args, device) for device in jax.devices()]
-    first = [np.asarray(leaf) for leaf in jax.tree.leaves(slopes(*args))]
+    result = jax.device_get(slopes(*args))
+    first = jax.tree.leaves(result)
+    (want_dx, want_dweight, want_dweights), want_y = jax.device_get(
+        program(dataclasses.replace(spec, backend="loop"))(*args)
+    )
+    want_dweight = np.where(args[3].filled_TK, want_dweight, 0)  # of an empty slot: nobody's
+    wanted = jax.tree.leaves(((want_dx, want_dweight, want_dweights), want_y))
+    for (path, got), want in zip(jax.tree.leaves_with_path(result), wanted, strict=True):
+        agree(jax.tree_util.keystr(path), got, want, TOLERANCE["float32"])
     different, calls = [], []
 
     def compare(results):
@@ -83,7 +104,8 @@ def main():
     everywhere()
     for thread in threads:
         thread.join()
-    said = {"threads": len(threads), "calls": len(calls), "different": int(sum(different))}
+    said = {"equal_to_loop": len(wanted), "most_parts": load().most_parts()}
+    said |= {"threads": len(threads), "calls": len(calls), "different": int(sum(different))}
     print(json.dumps(said | {"held_before": before, "held_after": load().scratch().held}))
 
 

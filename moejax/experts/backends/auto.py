@@ -29,8 +29,9 @@ def saving(platform: str, *args: Any) -> tuple[jax.Array, jax.Array]:
     kernel = _native(*args[:3]) if platform == "cpu" else None
     if kernel:
         return native.call_forward(kernel, size, *args)
-    # Nobody reads these zeros, so XLA leaves them out.
-    return forward(platform, *args), jnp.zeros(size, jnp.float32)
+    # Nobody reads them, so XLA leaves them out; were the kernel there after all when the backward
+    # pass is lowered, it would read NaN and not gradients of nothing.
+    return forward(platform, *args), jnp.full(size, jnp.nan, jnp.float32)
 
 
 def backward(platform: str, *args: Any) -> tuple[jax.Array, jax.Array, Weights]:

@@ -5,6 +5,7 @@
 // as <hidden, dy down^T>, so no expert's output needs to be kept or computed again.
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
@@ -21,6 +22,8 @@ constexpr long kMostRows = 256;        // of a tile
 constexpr long kRowFloats = 131072;    // of a tile's gathered rows: fewer rows where D is large
 constexpr long kBlockFloats = 32768;   // of one packed block of a weight matrix
 constexpr long kItemsPerThread = 8;    // that a perfectly even split would have
+
+std::atomic<int32_t> most_parts{0};
 
 // Items, and where each expert's parts begin: part p of a row is at `start[e] + p * rows(e) + row`.
 struct Split {
@@ -205,6 +208,11 @@ void backward(const Problem& problem, long capacity, const Pool& pool, const flo
               const float* dy, float* dx, float* dweight, float* const* dweights) {
   const Layout layout(problem, capacity);
   const Split split(problem, layout, pool.threads);
+  for (const long parts : split.parts) {
+    for (int32_t most = most_parts; parts > most;) {
+      if (most_parts.compare_exchange_weak(most, static_cast<int32_t>(parts))) break;
+    }
+  }
   const long dim = problem.dim, depth = padded(dim), slots = problem.slots;
   const Shared scratch(split.size * (depth + 1));
   const Results results{scratch.data(), scratch.data() + split.size * depth, dweights};
@@ -247,3 +255,5 @@ void backward(const Problem& problem, long capacity, const Pool& pool, const flo
 }
 
 }  // namespace moejax
+
+extern "C" int32_t moejax_native_most_parts() { return moejax::most_parts; }

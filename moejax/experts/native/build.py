@@ -63,9 +63,15 @@ def build(isa: Isa, *, again: bool = False) -> Built:
       Unavailable: no compiler, no headers, a compilation that failed (now or before), or a cache
         that cannot be written.
     """
-    compiler = find_compiler()
-    key = _key(isa, compiler)
     directory = cache_directory()
+    made_of = _made_of(isa)
+    try:
+        compiler = find_compiler()
+    except Unavailable:
+        if found := _made_before(isa, made_of, directory):
+            return found
+        raise
+    key = hashlib.sha256(repr((made_of, compiler)).encode()).hexdigest()[:16]
     path = directory / f"{isa.name}-{key}.so"
     record = path.with_suffix(".json")
     try:
@@ -74,7 +80,7 @@ def build(isa: Isa, *, again: bool = False) -> Built:
             with _locked(path.with_suffix(".lock")):
                 # Another process may have compiled it while this one waited.
                 if not _valid(path, record, again):
-                    _compile(path, record, isa, compiler)
+                    _compile(path, record, isa, compiler, made_of)
     except OSError as error:
         place = error.filename or directory
         raise Unavailable(f"{place}: cannot write the cache ({error.strerror})") from error
@@ -82,19 +88,34 @@ def build(isa: Isa, *, again: bool = False) -> Built:
 
 
 def cache_directory() -> Path:
-    """Where compiled kernels are kept."""
+    """Where compiled kernels are kept.
+
+    Raises:
+      Unavailable: it is in the home directory of a user who has none.
+    """
     own = os.environ.get("MOEJAX_NATIVE_CACHE")
     root = os.environ.get("MOEJAX_CACHE") or "~/.cache/moejax"
-    return Path(own or Path(root) / "native").expanduser()
+    path = Path(own or Path(root) / "native")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise Unavailable(
+            f"{path}: no home directory; nearest valid an absolute path in MOEJAX_NATIVE_CACHE"
+        ) from error
 
 
 def find_compiler() -> Compiler:
     """`$CXX`, else g++, else clang++.
 
     Raises:
-      Unavailable: there is none.
+      Unavailable: there is none, or `$CXX` is no command.
     """
-    wanted = shlex.split(os.environ.get("CXX", ""))
+    text = os.environ.get("CXX", "")
+    try:
+        wanted = shlex.split(text)
+    except ValueError as error:
+        what = str(error).lower()
+        raise Unavailable(f"CXX={text!r}: {what}; nearest valid value CXX=g++") from error
     candidates = [wanted] if wanted else [["g++"], ["clang++"]]
     for program, *arguments in candidates:
         path = shutil.which(program)
@@ -124,16 +145,27 @@ def include_directory() -> Path:
     return include
 
 
-def _key(isa: Isa, compiler: Compiler) -> str:
+def _made_of(isa: Isa) -> str:
+    """What stands for everything that shapes a library but the compiler."""
     include = include_directory()
     texts = sorted((*SOURCES.glob("*.cc"), *SOURCES.glob("*.h"), *include.glob("xla/ffi/api/*.h")))
     digest = hashlib.sha256()
     for path in texts:
         content = path.read_bytes()
         digest.update(f"{path.name} {len(content)}\n".encode() + content)
-    digest.update(repr((FLAGS, isa.compiler, compiler, platform.machine())).encode())
+    digest.update(repr((FLAGS, isa.compiler, platform.machine())).encode())
     digest.update(repr(platform.libc_ver()).encode())
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
+
+
+def _made_before(isa: Isa, made_of: str, directory: Path) -> Built | None:
+    """A library that some compiler made of the same: it outlives its compiler."""
+    for record in sorted(directory.glob(f"{isa.name}-*.json")):
+        path = record.with_suffix(".so")
+        with contextlib.suppress(ConfigError):
+            if read_json(record).get("made_of") == made_of and _valid(path, record, again=True):
+                return Built(path, path.stem.removeprefix(f"{isa.name}-"))
+    return None
 
 
 def _valid(path: Path, record: Path, again: bool) -> bool:
@@ -157,7 +189,7 @@ def _valid(path: Path, record: Path, again: bool) -> bool:
     return hashlib.sha256(content).hexdigest() == said.get("sha256")
 
 
-def _compile(path: Path, record: Path, isa: Isa, compiler: Compiler) -> None:
+def _compile(path: Path, record: Path, isa: Isa, compiler: Compiler, made_of: str) -> None:
     """Compiles and links; the record is written last.
 
     Raises:
@@ -185,6 +217,7 @@ def _compile(path: Path, record: Path, isa: Isa, compiler: Compiler) -> None:
         said: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "isa": isa.name,
+            "made_of": made_of,
             "compiler": [*compiler.command, compiler.version],
         }
         if errors:

@@ -37,6 +37,7 @@ ffi::ErrorOr<Problem> problem_of(const Floats& x, const Ints& expert, const Floa
   if (x.dimensions().size() != 2 || expert.dimensions().size() != 2) {
     return wrong("tokens and experts must have two axes");
   }
+  if (x.dimensions()[1] == 0) return wrong("tokens must have at least one number");
   Problem problem{};
   problem.tokens = x.dimensions()[0];
   problem.dim = x.dimensions()[1];
@@ -69,6 +70,12 @@ ffi::ErrorOr<Problem> problem_of(const Floats& x, const Ints& expert, const Floa
   return problem;
 }
 
+// Whether a result, or a gradient that comes in, has the size of what it belongs to.
+template <class A, class B>
+bool alike(const A& a, const B& b) {
+  return a.element_count() == b.element_count();
+}
+
 template <class Run>
 ffi::Error guarded(const Run& run) {
   try {
@@ -85,6 +92,7 @@ ffi::Error run_forward(ffi::ThreadPool threads, Floats x, Ints expert, Floats we
                        int64_t activation) {
   const auto problem = problem_of(x, expert, weight, weights, widths, activation);
   if (problem.has_error()) return problem.error();
+  if (!alike(*y, x)) return ffi::Error::InvalidArgument("results must have the shape of tokens");
   return guarded([&] {
     forward(*problem, saved->element_count(), pool_of(threads), saved->typed_data(),
             y->typed_data());
@@ -96,10 +104,16 @@ ffi::Error run_backward(ffi::ThreadPool threads, Floats x, Ints expert, Floats w
                         ffi::RemainingRets dweights, Widths widths, int64_t activation) {
   const auto problem = problem_of(x, expert, weight, weights, widths, activation);
   if (problem.has_error()) return problem.error();
+  const auto wrong = [] {
+    return ffi::Error::InvalidArgument("gradients must have the shapes of what they belong to");
+  };
+  if (!alike(dy, x) || !alike(*dx, x) || !alike(*dweight, weight)) return wrong();
+  if (dweights.size() != weights.size()) return wrong();
   float* out[3] = {};
   for (int i = 0; i <= problem->into(); i++) {
     auto array = dweights.get<Floats>(i);
     if (array.has_error()) return array.error();
+    if (!alike(**array, *weights.get<Floats>(i))) return wrong();
     out[i] = (*array)->typed_data();
   }
   return guarded([&] {

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 
-from moejax.experts.native.build import Built, build, include_directory
+from moejax.experts.native.build import build, include_directory
 from moejax.experts.native.isa import Isa, Unavailable, choose
 
 
@@ -44,9 +44,13 @@ class Library:
         self.handle.moejax_native_scratch(ctypes.byref(held), ctypes.byref(peak))
         return Scratch(held.value, peak.value)
 
+    def most_parts(self) -> int:
+        """The most parts that one expert's backward pass was ever split into in this process."""
+        return int(self.handle.moejax_native_most_parts())
+
 
 _lock = threading.Lock()
-_loaded: dict[Built, Library] = {}
+_loaded: dict[Isa, Library] = {}
 _refused: dict[Isa, str] = {}
 
 
@@ -59,10 +63,13 @@ def load() -> Library:
     """
     isa = choose()
     with _lock:
+        if isa in _loaded:
+            return _loaded[isa]
         if isa in _refused:
             raise Unavailable(_refused[isa])
         try:
-            return _register(isa)
+            found = _loaded[isa] = _register(isa)
+            return found
         except Unavailable as reason:
             _refused[isa] = str(reason)
             raise
@@ -85,8 +92,6 @@ def runtime_api() -> tuple[int, int]:
 
 def _register(isa: Isa) -> Library:
     built = build(isa)
-    if built in _loaded:
-        return _loaded[built]
     try:
         handle = ctypes.CDLL(str(built.path))
         api = divmod(int(handle.moejax_native_api()), 1000)
@@ -105,5 +110,4 @@ def _register(isa: Isa) -> Library:
     for name, target in names.items():
         handler = getattr(handle, f"moejax_native_{name}")
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
-    found = _loaded[built] = Library(isa.name, **names, handle=handle)
-    return found
+    return Library(isa.name, **names, handle=handle)

@@ -37,7 +37,11 @@ void parallel_for(const Pool& pool, int n, const std::function<void(int)>& body)
   job->size = n;
   job->body = &body;
   for (int helper = 1; helper < std::min(pool.threads, n); helper++) {
-    pool.schedule([job] { work(*job); });
+    try {
+      pool.schedule([job] { work(*job); });
+    } catch (...) {
+      break;  // to leave here would take `body` from helpers already queued; fewer will do
+    }
   }
   work(*job);
   // The last calls end within microseconds of each other: sleeping at once would cost more.

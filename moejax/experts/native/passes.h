@@ -20,3 +20,6 @@ void backward(const Problem& problem, long capacity, const Pool& pool, const flo
               const float* dy, float* dx, float* dweight, float* const* dweights);
 
 }  // namespace moejax
+
+// The most parts that `backward` ever made of one expert; more than one only with threads to share.
+extern "C" int32_t moejax_native_most_parts();

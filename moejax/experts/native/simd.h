@@ -45,7 +45,8 @@ MOEJAX_INLINE Vec exp(Vec x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  // Times 2**n through the exponent bits; -88 keeps n + 127 positive.
+  // Times 2**n through the exponent bits: n + 127 is 0 to 254, and 0 makes 0 of what would be a
+  // subnormal number.
   const VecInt exponent = (__builtin_convertvector(n, VecInt) + 127) << 23;
   return p * reinterpret_cast<Vec>(exponent);
 }
