@@ -8,6 +8,7 @@ from tools.benchmarks import targets
 from tools.benchmarks.processes import Failure, environment, eta
 from tools.benchmarks.report import disagreements, document, text
 from tools.benchmarks.rows import Case, Comparison, combine, known, unknown
+from tools.benchmarks.table import table
 from tools.benchmarks.targets import TARGETS, Target, judged, missing
 from tools.benchmarks.timing import Candidate, Timing, interleave, spread
 
@@ -73,6 +74,15 @@ def test_a_speed_is_the_time_of_the_other_over_ours_in_units_of_work():
     assert found["spread"] == pytest.approx(spread([3.0, 3.0, 0.75]))
     time = Comparison(CASE, "tiles", "m", "ours", "theirs", "time").row("s", timings)
     assert time["ratio"] == pytest.approx(2 / 3)
+
+
+def test_where_a_gpu_works_wall_time_decides_and_the_table_says_so():
+    timings = {"ours": timing([1.0] * 3, [2.0, 2.0, 8.0]), "theirs": timing([9.0] * 3, [5.0] * 3)}
+    found = Comparison(CASE, "tiles", "m", "ours", "theirs", basis="wall").row("s", timings)
+    assert (found["basis"], found["ratio"], found["wall_ratio"]) == ("wall", 2.5, 2.5)
+    assert found["spread"] == pytest.approx(spread([2.5, 2.5, 0.625]))
+    assert "| wall time |" in table(judged([found])) and "CPU time" not in table(judged([found]))
+    assert "| CPU time |" in table(judged([row(1.0, wall_ratio=1.0, min_ratio=1.0)]))
 
 
 def test_several_processes_give_the_median_of_their_ratios():

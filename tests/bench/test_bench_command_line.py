@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moejax.config import ConfigError
-from tools.benchmarks import plan
+from tools.benchmarks import plan, processes, worker
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -79,10 +79,21 @@ def test_a_wrong_flag_is_one_line():
     assert done.stdout == ""
 
 
-def test_without_a_gpu_the_gpu_suite_says_so():
-    done = bench("--suite=gpu", "--no-peers", "--quick")
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: --suite=gpu: no GPU, JAX runs on cpu"]
+def test_without_a_gpu_the_gpu_suite_says_so(monkeypatch, capsys, tmp_path):
+    (asked,) = requests("gpu", quick=True)
+    monkeypatch.setattr(sys, "argv", ["worker", json.dumps(asked), str(tmp_path / "result.json")])
+    with pytest.raises(SystemExit) as end:
+        worker.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines() == ["error: --suite=gpu: no GPU, JAX runs on cpu"]
+
+
+def test_a_request_that_a_process_refuses_ends_the_command_as_a_wrong_flag_does(monkeypatch):
+    refused = subprocess.CompletedProcess([], 2)
+    monkeypatch.setattr(processes.subprocess, "run", lambda *_, **__: refused)
+    with pytest.raises(SystemExit) as end:
+        next(processes.measure(requests(), 1, print))
+    assert end.value.code == 2
 
 
 @pytest.mark.slow

@@ -1,5 +1,9 @@
 """What the benchmarks compute is what they say: copies, yardsticks, loads, routers."""
 
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +13,8 @@ from flax import nnx
 from moejax.models.attention.projections import project, project_back
 from moejax.routing import RouterInputs
 from moejax.routing.routers import TopK, TopP
-from tools.benchmarks import copies, one_hot
+from tools.benchmarks import context, copies, one_hot, targets
+from tools.benchmarks.gemm import size_of
 from tools.benchmarks.layers import (
     LayerShape,
     dense_apply,
@@ -19,8 +24,19 @@ from tools.benchmarks.layers import (
     tokens,
     unavailable,
 )
-from tools.benchmarks.suites import SUITES, WITH_PEERS, gpu, hetero, skew, suite_of, top_p
+from tools.benchmarks.suites import (
+    SUITES,
+    WITH_PEERS,
+    gpu,
+    hetero,
+    lm_parts,
+    lm_step,
+    skew,
+    suite_of,
+    top_p,
+)
 from tools.benchmarks.targets import SUITES_WITH_TARGETS
+from tools.benchmarks.timing import interleave
 
 SHAPE = LayerShape(24, 16, 8, 4, 2)
 
@@ -95,6 +111,48 @@ def test_a_peer_that_differs_is_named():
     assert "output nan" in copies.mismatch({"output": (ours, ours * np.nan)})
 
 
+def test_a_peer_that_rounds_may_choose_otherwise_for_some_rows():
+    ours = np.ones((8, 2))
+    theirs = ours.copy()
+    theirs[:2] = 0.5
+    assert "output" in copies.mismatch({"output": (ours, theirs)}, 0.01)
+    assert copies.mismatch({"output": (ours, theirs)}, 0.01, 0.7) == ""
+    theirs[2:4] = 0.5
+    assert "output 5.0e-01" in copies.mismatch({"output": (ours, theirs)}, 0.01, 0.7)
+
+
+class FakeTrainer:
+    """A step without a model: its losses are all that matters."""
+
+    params: ClassVar = {}
+
+    def __init__(self, made):
+        memory = SimpleNamespace(temp_size_in_bytes=0)
+        self.program = SimpleNamespace(memory_analysis=lambda: memory)
+
+    def step(self):
+        return 2.0
+
+
+@pytest.mark.parametrize("theirs", [2.0, 2.1])
+def test_a_language_model_that_differs_is_named_for_every_back_end(theirs, monkeypatch):
+    fake = SimpleNamespace(train_step=lambda *_: lambda: theirs)
+    monkeypatch.setitem(sys.modules, "tools.benchmarks.torch_lm", fake)
+    monkeypatch.setattr(lm_step, "Trainer", FakeTrainer)
+    monkeypatch.setattr(lm_step, "lm_arrays", dict)
+    for module in (lm_step, context):
+        monkeypatch.setattr(module, "unavailable", lambda backend: "")
+    work = lm_step.workload(context.Context("lm_step", ("native", "tiles"), targets_only=True))
+    timings = interleave(work.candidates, rounds=1, warm_up=0, pause=0)
+    rows = work.rows + [one.row("lm_step", timings) for one in work.comparisons]
+    assert len(rows) == 5  # dense, and two of each back end
+    lost = [(row["case"], row["backend"]) for row in rows if row["note"].startswith("mismatch")]
+    whole = [(targets.LM_DENSE, "-"), (targets.LM_MOE, "native"), (targets.LM_MOE, "tiles")]
+    assert lost == ([] if theirs == 2.0 else whole)
+    torch_steps = [one.name for one in work.candidates if "torch" in one.name]
+    assert len(torch_steps) == (2 if theirs == 2.0 else 0)  # dense and MoE, timed once each
+
+
 # ---- yardsticks
 
 
@@ -119,6 +177,18 @@ def test_the_dense_yardstick_has_the_flops_of_the_experts():
     _, params = dense_apply(SHAPE.d_model, SHAPE.active_width)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert SHAPE.flops == 3 * 2 * size * SHAPE.tokens
+
+
+def test_a_square_product_stands_for_any_number_of_flops():
+    assert size_of(2.0 * 2048**3) == 2048
+    assert size_of(1.0) == 128
+    shape = gpu.SHAPES[0]
+    assert 2.0 * size_of(shape.flops) ** 3 == pytest.approx(shape.flops, rel=0.05)
+
+
+def test_the_projections_are_twelve_products_to_the_compiler_too():
+    program = lm_parts._projections(jnp.ones((64, 32)))
+    assert program.call.cost_analysis()["flops"] == pytest.approx(12 * 2 * 64 * 32 * 32, rel=0.02)
 
 
 def test_back_ends_are_seen_to_be_there_or_not():

@@ -12,8 +12,14 @@ FLOPS = 2.0 * SIZE**3
 NAME = f"gemm {SIZE}^3"
 
 
-def gemm(dtype: jnp.dtype = jnp.float32) -> Candidate:
-    """A square product by JAX, large enough to be at the peak."""
-    left, right = jax.random.normal(jax.random.key(0), (2, SIZE, SIZE), dtype)
+def gemm(size: int = 0, dtype: jnp.dtype = jnp.float32, name: str = NAME) -> Candidate:
+    """A square product by JAX, large enough to be at the peak; size 0: `SIZE`."""
+    shape = (2, size or SIZE, size or SIZE)
+    left, right = jax.random.normal(jax.random.key(0), shape, dtype)
     product = jax.jit(jnp.matmul).lower(left, right).compile()
-    return Candidate(NAME, lambda: jax.block_until_ready(product(left, right)))
+    return Candidate(name, lambda: jax.block_until_ready(product(left, right)))
+
+
+def size_of(flops: float, multiple: int = 128) -> int:
+    """The square product that comes nearest to so many FLOPs, in whole tiles of a GPU."""
+    return multiple * max(1, round((flops / 2) ** (1 / 3) / multiple))

@@ -40,6 +40,11 @@ def prepare() -> Any:
     return torch
 
 
+def without_gpu() -> str:
+    """Why torch cannot use a GPU here, or ""."""
+    return "" if prepare().cuda.is_available() else "torch sees no GPU: is it a CPU build?"
+
+
 def describe_threads() -> dict[str, Any]:
     """How torch runs here."""
     import torch
@@ -47,7 +52,14 @@ def describe_threads() -> dict[str, Any]:
     return {"threads": torch.get_num_threads(), "interop_threads": torch.get_num_interop_threads()}
 
 
-def hf_moe(kind: str, layer: Mapping[str, np.ndarray], k: int, implementation: str) -> Any:
+def hf_moe(
+    kind: str,
+    layer: Mapping[str, np.ndarray],
+    k: int,
+    implementation: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Any:
     """A block of `mixtral` (weights renormalised) or `olmoe` (raw probabilities).
 
     Args:
@@ -55,6 +67,7 @@ def hf_moe(kind: str, layer: Mapping[str, np.ndarray], k: int, implementation: s
       layer: gate, up, down `[E, F, D]`, router `[D, E]`.
       k: experts per token.
       implementation: `grouped_mm` or `eager`.
+      device, dtype: where and in what type it computes, in torch's words.
     """
     torch = prepare()
     from transformers import MixtralConfig, OlmoeConfig
@@ -75,7 +88,7 @@ def hf_moe(kind: str, layer: Mapping[str, np.ndarray], k: int, implementation: s
     )
     arrays = {name: torch.from_numpy(array.copy()) for name, array in hf_block(layer).items()}
     block.load_state_dict(arrays)
-    return block.train()
+    return block.to(device, getattr(torch, dtype)).train()
 
 
 def dense_ffn(d_model: int, width: int) -> Any:
@@ -97,17 +110,23 @@ def dense_ffn(d_model: int, width: int) -> Any:
 def step(module: Any, x_TD: Any, dy_TD: Any) -> Callable[[], tuple[Any, Any]]:
     """Forward and backward of a module: returns a function that gives output and input gradient.
 
-    Gradients start as None, so that they are allocated in every call, as JAX does.
+    Where and in what type is the module's choice. Gradients start as None, so that they are
+    allocated in every call, as JAX does.
     """
     torch = prepare()
-    x_BSD = torch.from_numpy(np.array(x_TD))[None].requires_grad_()
-    dy_BSD = torch.from_numpy(np.array(dy_TD))[None]
+    like = next(module.parameters())
+    x_BSD, dy_BSD = (
+        torch.from_numpy(np.array(array, np.float32)).to(like)[None] for array in (x_TD, dy_TD)
+    )
+    x_BSD.requires_grad_()
 
     def run() -> tuple[Any, Any]:
         x_BSD.grad = None
         module.zero_grad(set_to_none=True)
         y_BSD = module(x_BSD)
         y_BSD.backward(dy_BSD)
+        if like.is_cuda:
+            torch.cuda.synchronize()
         return y_BSD.detach()[0], x_BSD.grad[0]
 
     return run

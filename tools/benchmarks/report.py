@@ -23,9 +23,9 @@ def document(
 ) -> dict[str, Any]:
     """What is written to --json: `rows`, and under `measurements` what each process found.
 
-    A row has `case, backend, metric, shape, dropless, ratio` (process-CPU time, median of the
-    processes), `wall_ratio, min_ratio, ratios` (of each process), `spread, spread_over, processes,
-    target, met, verdict, note`.
+    A row has `case, backend, metric, shape, dropless, basis` (`cpu`: process-CPU time; `wall`),
+    `ratio` (of that time, median of the processes), `wall_ratio, min_ratio, ratios` (of each
+    process), `spread, spread_over, processes, target, met, verdict, note`.
     """
     rows = combine([result["rows"] for result in results])
     lost = {failure.suite: failure.reason for failure in failures}

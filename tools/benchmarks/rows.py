@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from tools.benchmarks.timing import Candidate, Timing, spread
+from tools.benchmarks.timing import Basis, Candidate, Timing, spread
 
 Row = dict[str, Any]
 
@@ -43,6 +43,7 @@ class Comparison:
       kind: `speed` is the time of `to` over that of `of` (more is better), `time` the inverse.
       work: of a speed, FLOPs of `of` over FLOPs of `to`, which makes it a ratio of FLOP/s; of a
         time, how often `of` is done.
+      basis: the time that counts. The CPU time of a process that waits for a GPU says nothing.
     """
 
     case: Case
@@ -52,21 +53,24 @@ class Comparison:
     to: str
     kind: Literal["speed", "time"] = "speed"
     work: float = 1.0
+    basis: Basis = "cpu"
 
     def value(self, of: float, to: float) -> float:
         """The ratio of two times."""
         return self.work * (to / of if self.kind == "speed" else of / to)
 
     def row(self, suite: str, timings: Mapping[str, Timing]) -> Row:
-        """The ratio in this process; the ratio of CPU time is the one that counts."""
+        """The ratio in this process."""
         of, to = timings[self.of], timings[self.to]
-        each = [self.value(*pair) for pair in zip(of.cpu, to.cpu, strict=True)]
+        counts = of.of(self.basis), to.of(self.basis)
+        each = [self.value(*pair) for pair in zip(*counts, strict=True)]
         return known(
             suite,
             self.case,
             self.backend,
             self.metric,
-            self.value(statistics.median(of.cpu), statistics.median(to.cpu)),
+            self.value(*map(statistics.median, counts)),
+            basis=self.basis,
             wall_ratio=self.value(statistics.median(of.wall), statistics.median(to.wall)),
             min_ratio=self.value(min(of.wall), min(to.wall)),
             spread=spread(each),
@@ -95,7 +99,7 @@ class Workload:
 
 
 def known(suite: str, case: Case, backend: str, metric: str, ratio: float, **fields: Any) -> Row:
-    """A row with a number; `fields`: wall_ratio, min_ratio, spread."""
+    """A row with a number; `fields`: basis, wall_ratio, min_ratio, spread."""
     return _row(suite, case, backend, metric) | {"ratio": ratio} | fields
 
 
@@ -112,6 +116,7 @@ def _row(suite: str, case: Case, backend: str, metric: str) -> Row:
         "metric": metric,
         "shape": case.shape,
         "dropless": case.dropless,
+        "basis": "cpu",
         "ratio": None,
         "wall_ratio": None,
         "min_ratio": None,

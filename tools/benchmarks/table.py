@@ -8,14 +8,18 @@ from typing import Any
 from tools.benchmarks.rows import Row
 
 HEADER = (
-    "case", "back end", "ratio", "CPU time", "spread", "wall", "min/min", "target", "verdict",
+    "case", "back end", "ratio", "{basis}", "spread", "wall", "min/min", "target", "verdict",
 )  # fmt: skip
 RIGHT = {3, 4, 5, 6}
+BASES = {"cpu": "CPU time", "wall": "wall time"}
+"""The time that a column of ratios is made of."""
 
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table that is also readable as it is."""
-    cells = [HEADER, *(_cells(row) for row in rows)]
+    basis = " or ".join(BASES[basis] for basis in sorted({row["basis"] for row in rows} or {"cpu"}))
+    header = tuple(name.format(basis=basis) for name in HEADER)
+    cells = [header, *(_cells(row) for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
     rule = [
         "-" * (width - 1) + (":" if index in RIGHT else "-") for index, width in enumerate(widths)

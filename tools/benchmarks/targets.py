@@ -161,6 +161,7 @@ def missing(
         | {
             "shape": "",
             "dropless": None,
+            "basis": "cpu",
             "ratio": None,
             "wall_ratio": None,
             "min_ratio": None,

@@ -21,7 +21,7 @@ SUITES = (
     "compile",
     "gpu",
 )
-WITH_PEERS = ("moe_layer", "lm_step")
+WITH_PEERS = ("moe_layer", "lm_step", "gpu")
 """Those that compare with torch and transformers."""
 
 

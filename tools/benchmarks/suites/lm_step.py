@@ -22,13 +22,13 @@ UNROLLED = "speed / the same, scanned"
 def workload(context: Context) -> Workload:
     """The dense step, and the MoE step by each back end."""
     work = Workload(warm_up=0)
-    dense = _plan(work, context, t.LM_DENSE, t.ANY, experiment(None))
+    dense, _ = _plan(work, context, t.LM_DENSE, t.ANY, experiment(None))
     if not context.targets_only:
         dense_case = Case("LM step, dense, unrolled", shape_text(experiment(None)), None)
         unrolled = Trainer(without_scan(experiment(None)))
         name = work.time(Candidate(dense_case.name, unrolled.step))
         work.comparisons.append(Comparison(dense_case, t.ANY, UNROLLED, name, dense))
-    torch_moe = ""
+    rival = ""
     for backend in context.backends:
         made = experiment(backend if backend in context.usable else "tiles")
         case = Case(t.LM_MOE, shape_text(made))
@@ -38,8 +38,7 @@ def workload(context: Context) -> Workload:
                 for metric in (t.TORCH, t.DENSE_STEP)
             ]
             continue
-        name = _plan(work, context, t.LM_MOE, backend, made, torch_moe)
-        torch_moe = torch_moe or f"{t.LM_MOE}: torch eager"
+        name, rival = _plan(work, context, t.LM_MOE, backend, made, rival)
         work.comparisons.append(Comparison(case, backend, t.DENSE_STEP, name, dense))
     return work
 
@@ -50,12 +49,13 @@ def _plan(
     label: str,
     backend: str,
     made: Experiment,
-    torch_name: str = "",
-) -> str:
-    """Our step and torch's of one model; returns the name of ours.
+    rival: str = "",
+) -> tuple[str, str]:
+    """Our step and torch's of one model; returns the name of ours, and `rival`.
 
     Args:
-      torch_name: torch's step of the same model where an earlier back end brought it along.
+      rival: torch's step of the same model, or "!" and why there is none, where an earlier back end
+        brought it along.
     """
     case = Case(label, shape_text(made), None if made.model.moe is None else True)
     trainer = Trainer(made)
@@ -65,20 +65,21 @@ def _plan(
     memory = trainer.program.memory_analysis().temp_size_in_bytes
     work.notes[name] = {"temp_mib": memory / 2**20, "first_losses": losses}
     if not context.peers:
-        work.rows.append(unknown(context.suite, case, backend, t.TORCH, "--no-peers"))
-        return name
-    if not torch_name:
+        rival = "!--no-peers"
+    elif not rival:
         from tools.benchmarks.torch_lm import train_step
 
         step = train_step(made, weights, batch(made))
         theirs = [step() for _ in range(COMPARED)]
-        work.notes[f"{label}: torch eager"] = {"first_losses": theirs}
-        if wrong := _differ(losses, theirs):
-            work.rows.append(unknown(context.suite, case, backend, t.TORCH, wrong))
-            return name
-        torch_name = work.time(Candidate(f"{label}: torch eager", step))
-    work.comparisons.append(Comparison(case, backend, t.TORCH, name, torch_name))
-    return name
+        peer = f"{label}: torch eager"
+        work.notes[peer] = {"first_losses": theirs}
+        wrong = _differ(losses, theirs)
+        rival = f"!{wrong}" if wrong else work.time(Candidate(peer, step))
+    if rival.startswith("!"):
+        work.rows.append(unknown(context.suite, case, backend, t.TORCH, rival[1:]))
+    else:
+        work.comparisons.append(Comparison(case, backend, t.TORCH, name, rival))
+    return name, rival
 
 
 def _differ(ours: list[float], theirs: list[Any]) -> str:
