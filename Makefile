@@ -49,7 +49,7 @@ native: $(STAMP) ## Compile the expert kernel for this CPU ahead (else the first
 
 # The processes that measure have the allocator of TRAIN, whatever this one has. ARGS=--no-peers
 # does without the extra `bench`.
-bench: $(STAMP) ## Hold ratios of times against the targets, runs/bench.json (about 20 minutes)
+bench: $(STAMP) ## Hold ratios of times against the targets, runs/bench.json (about 25 minutes)
 	$(TRAIN) -m tools.bench --suite=targets --json=runs/bench.json $(ARGS)
 
 bench-quick: $(STAMP) ## The same, one process and two rounds: does it run?

@@ -131,11 +131,13 @@ def test_programs_and_their_flags_exist(path):
             continue
         source = program(module)
         assert source, f"{path.name}: python -m {module}: there is no such program"
-        flags = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', source.read_text())) | {"help"}
+        flags = set(re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', source.read_text())) | {"help"}
         if module == "tools.prepare":  # it makes a flag of every knob of the data
             flags |= {field.name for field in dataclasses.fields(DataConfig)}
-        for flag in re.findall(r"\s--(?:no)?([\w]+)", command):
-            assert flag in flags, f"{path.name}: {module} has no flag --{flag}"
+        for flag in re.findall(r"\s--([\w-]+)", command):
+            assert {flag, flag.removeprefix("no")} & flags, (
+                f"{path.name}: {module} has no flag --{flag}"
+            )
 
 
 @each_document

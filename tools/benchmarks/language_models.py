@@ -99,6 +99,11 @@ class Trainer:
     def params(self) -> Any:
         return self.state.params
 
+    @property
+    def temp_mib(self) -> float:
+        """Temporary memory of the step, as the compiler planned it."""
+        return self.program.memory_analysis().temp_size_in_bytes / 2**20
+
     def step(self) -> float:
         """One step; returns its loss, auxiliary losses included."""
         self.state, metrics = self.program(self.state, self.batch)
@@ -106,7 +111,6 @@ class Trainer:
         return float(metrics["total_loss"])
 
 
-def without_scan(experiment: Experiment) -> Experiment:
-    """The same with unrolled layers."""
-    model = dataclasses.replace(experiment.model, scan=False)
-    return dataclasses.replace(experiment, model=model)
+def with_model(experiment: Experiment, **changes: Any) -> Experiment:
+    """The same with other knobs of the model."""
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from moejax.models.attention import AttentionConfig
 from moejax.train import Experiment
 from tools.benchmarks import targets as t
 from tools.benchmarks.context import Context
 from tools.benchmarks.copies import TOLERANCE, lm_arrays
-from tools.benchmarks.language_models import Trainer, batch, experiment, shape_text, without_scan
+from tools.benchmarks.language_models import Trainer, batch, experiment, shape_text, with_model
 from tools.benchmarks.layers import unavailable
 from tools.benchmarks.rows import Case, Comparison, Workload, unknown
 from tools.benchmarks.timing import Candidate
@@ -16,7 +17,15 @@ from tools.benchmarks.timing import Candidate
 COMPARED = 2
 """Steps whose losses are compared: the second holds the gradients and optimisers to each other.
 (From the third on, a router's ties that fall the other way show.) They also warm up."""
-UNROLLED = "speed / the same, scanned"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "unrolled": {"scan": False},
+    "remat=dots": {"remat": "dots"},
+    "unrolled, remat=dots": {"scan": False, "remat": "dots"},
+    "attention.backend=xla": {"attention": AttentionConfig(heads=4, backend="xla")},
+    "loss_chunk=64": {"loss_chunk": 64},
+}
+"""Other ways to compute the dense model's step."""
+DEFAULT = "speed / the default"
 
 
 def workload(context: Context) -> Workload:
@@ -24,10 +33,15 @@ def workload(context: Context) -> Workload:
     work = Workload(warm_up=0)
     dense, _ = _plan(work, context, t.LM_DENSE, t.ANY, experiment(None))
     if not context.targets_only:
-        dense_case = Case("LM step, dense, unrolled", shape_text(experiment(None)), None)
-        unrolled = Trainer(without_scan(experiment(None)))
-        name = work.time(Candidate(dense_case.name, unrolled.step))
-        work.comparisons.append(Comparison(dense_case, t.ANY, UNROLLED, name, dense))
+        for label, changes in VARIANTS.items():
+            made = with_model(experiment(None), **changes)
+            case = Case(f"{t.LM_DENSE}, {label}", shape_text(made), None)
+            trainer = Trainer(made)
+            for _ in range(COMPARED):
+                trainer.step()
+            name = work.time(Candidate(case.name, trainer.step))
+            work.notes[name] = {"temp_mib": trainer.temp_mib}
+            work.comparisons.append(Comparison(case, t.ANY, DEFAULT, name, dense))
     rival = ""
     for backend in context.backends:
         made = experiment(backend if backend in context.usable else "tiles")
@@ -62,8 +76,7 @@ def _plan(
     weights = lm_arrays(trainer.params) if context.peers else {}
     losses = [trainer.step() for _ in range(COMPARED)]
     name = work.time(Candidate(f"{label}: {backend}", trainer.step))
-    memory = trainer.program.memory_analysis().temp_size_in_bytes
-    work.notes[name] = {"temp_mib": memory / 2**20, "first_losses": losses}
+    work.notes[name] = {"temp_mib": trainer.temp_mib, "first_losses": losses}
     if not context.peers:
         rival = "!--no-peers"
     elif not rival:
