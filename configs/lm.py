@@ -175,8 +175,13 @@ KINDS = tuple(_kinds(SIZES["nano"]))
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     """The experiment as a ConfigDict; every key can be overridden with `--config.a.b=value`."""
     choice = parse_argument(arg, size=tuple(SIZES), moe=KINDS, device=tuple(DEVICES), quick=False)
-    size = SIZES[choice.size]
-    if choice.quick:
+    made = experiment(SIZES[choice.size], choice.moe, choice.device, choice.quick)
+    return to_config_dict(dataclasses.replace(made, name=f"{choice.size}-{choice.moe}"))
+
+
+def experiment(size: Size, moe: str, device: str = "any", quick: bool = False) -> Experiment:
+    """The experiment of a geometry and a kind; arguments as in `get_config`."""
+    if quick:
         size = dataclasses.replace(
             size,
             d_model=32,
@@ -197,21 +202,20 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
     evaluation = EvaluationConfig(
         every="20%", batch_size=size.batch_size, max_tokens=size.eval_tokens
     )
-    if choice.quick:
+    if quick:
         data = dataclasses.replace(data, limit_bytes=60_000)
         evaluation = dataclasses.replace(evaluation, max_tokens=2048, trace_tokens=1024)
     attention = size.attention or AttentionConfig(heads=size.heads)
-    experiment = Experiment(
-        name=f"{choice.size}-{choice.moe}",
+    return Experiment(
         model=ModelConfig(
             vocab_size=size.vocab_size,
             d_model=size.d_model,
             num_layers=size.layers,
             ffn_width=size.ffn_width,
-            attention=dataclasses.replace(attention, backend=DEVICES[choice.device]),
-            moe=_kinds(size)[choice.moe],
+            attention=dataclasses.replace(attention, backend=DEVICES[device]),
+            moe=_kinds(size)[moe],
             first_dense=size.first_dense,
-            allow_noncausal=choice.moe == "expert_choice",
+            allow_noncausal=moe == "expert_choice",
             compute_dtype=size.compute_dtype,
             remat=size.remat,
             loss_chunk=size.loss_chunk,
@@ -221,4 +225,3 @@ def get_config(arg: str | None = None) -> config_dict.ConfigDict:
         train=TrainConfig(batch_size=size.batch_size, steps=size.steps),
         evaluation=evaluation,
     )
-    return to_config_dict(experiment)

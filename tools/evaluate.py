@@ -3,9 +3,11 @@
     python -m tools.evaluate runs/dense runs/top_p --out=runs/report
     python -m tools.evaluate runs/quickstart --out=runs/quickstart
 
-A directory that holds runs stands for all of them. The report is DIR/report.html (one file, works
-without network), DIR/report.json, DIR/data/*.csv and DIR/figures/*.png. JAX is not imported, so it
-also runs on a laptop without it. Exit codes: 0 written, 2 wrong arguments.
+A directory that holds runs stands for all of them; so does the root of a grid, whose cells without
+a run are named. Finished runs that differ in their seed only are also shown as means. The report
+is DIR/report.html (one file, works without network), DIR/report.json, DIR/data/*.csv and
+DIR/figures/*.png. JAX is not imported, so it also runs on a laptop without it. Exit codes: 0
+written, 2 wrong arguments.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 
 from moejax.analysis import metrics as m
 from moejax.analysis import text
-from moejax.analysis.provenance import flat_config
 from moejax.analysis.runs import Note
+from moejax.analysis.seeds import seed_groups
 from moejax.analysis.view import View
 
 
@@ -21,30 +21,20 @@ def caveats(runs: Sequence[View]) -> list[str]:
 
 def _seeds(runs: Sequence[View]) -> str:
     """The noise floor, from finished runs that differ in nothing but their seed."""
-    groups: dict[object, dict[str, float]] = {}
-    for view in runs:
-        if view.comparable and view.summary.state == "done" and math.isfinite(view.summary.loss):
-            flat = flat_config(view.run)
-            seed = repr([v for k, v in flat.items() if k.rpartition(".")[2] == "seed"])
-            rest = tuple((k, v) for k, v in flat.items() if not _is_seed(k))
-            groups.setdefault((rest, view.summary.tokens), {})[seed] = view.summary.loss
-    repeated = [list(by_seed.values()) for by_seed in groups.values() if len(by_seed) > 1]
+    groups = [[view.summary.loss for view in group.runs] for group in seed_groups(runs)]
+    repeated = [losses for losses in groups if len(losses) > 1]
     if repeated:
         spread = max(max(losses) - min(losses) for losses in repeated)
         return (
             f"Runs that differ only in their seed differ by up to {spread:.3f} nats per token: "
             "smaller differences between configurations may be chance. "
-            "The ranking is over single runs."
+            "The ranking is over single runs; the table of seeds has their means."
         )
     what = "This run has" if len(runs) == 1 else "Every configuration was trained with"
     return (
         f"{what} one seed: how much the loss would move with another seed is unknown, so a small "
         "difference may be chance."
     )
-
-
-def _is_seed(key: str) -> bool:
-    return key.rpartition(".")[2] in ("seed", "name", "workdir")
 
 
 def _unfinished(runs: Sequence[View]) -> str:

@@ -15,6 +15,7 @@ from moejax.analysis.html import Html, el, join, raw
 from moejax.analysis.provenance import differences, origin
 from moejax.analysis.runs import Note
 from moejax.analysis.sections import PANELS_OPEN, caption, figure_section, fold, link, section
+from moejax.analysis.seeds import SeedGroup, seeds_section
 from moejax.analysis.view import View, ranking
 
 
@@ -26,6 +27,7 @@ class Content:
     compared: str
     findings: Sequence[str]
     caveats: Sequence[str]
+    seeds: Sequence[SeedGroup]
     figures: Sequence[Figure]
     notes: Sequence[Note]
     command: str
@@ -35,9 +37,11 @@ class Content:
 
 def render(content: Content) -> str:
     """The whole document."""
+    means = seeds_section(content.seeds)
     sections = [
         ("summary", "Summary", _summary(content)),
         ("runs", "Runs", _runs(content.runs)),
+        *([("seeds", "Seeds", means)] if means is not None else []),
         *((f.key, f.title, figure_section(f)) for f in content.figures),
         ("notes", "Warnings", _notes(content.notes)),
         ("provenance", "Provenance", _provenance(content)),

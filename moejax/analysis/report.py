@@ -17,8 +17,10 @@ from moejax.analysis import caveats, findings, page, tables, text, theme
 from moejax.analysis.figures import FIGURES
 from moejax.analysis.figures.base import Figure
 from moejax.analysis.figures.loss import baselines
+from moejax.analysis.grids import grid_notes
 from moejax.analysis.provenance import differences, origin
 from moejax.analysis.runs import Note, find_runs, load_runs
+from moejax.analysis.seeds import SeedGroup, seed_groups, seeds_rows
 from moejax.analysis.view import View, views
 from moejax.config.files import read_json, write_bytes_atomic, write_json
 from moejax.config.knobs import ConfigError
@@ -56,16 +58,19 @@ def write_report(
             progress(f"drew {figures[-1].title.lower()}")
     notes = [
         *excluded,
+        *grid_notes(paths),
         *(note for run in runs for note in run.notes),
         *caveats.comparison_notes(seen),
     ]
     notes.sort(key=lambda n: {"excluded": 0, "warning": 1}.get(n.severity, 2))
-    data = _data(seen, figures, notes)
+    seeds = seed_groups(seen)
+    data = _data(seen, seeds, figures, notes)
     content = page.Content(
         runs=seen,
         compared=findings.compared(seen),
         findings=data["findings"],
         caveats=data["caveats"],
+        seeds=seeds,
         figures=figures,
         notes=notes,
         command=_command(paths, out),
@@ -93,6 +98,7 @@ def _unwritable(out: str | os.PathLike[str], error: OSError) -> ConfigError:
 def _write(out: Path, content: page.Content, data: dict) -> Path:
     files: dict[str, bytes] = {
         "data/runs.csv": text.csv_text(tables.summary_rows(content.runs)).encode(),
+        "data/seeds.csv": text.csv_text(seeds_rows(content.seeds)).encode(),
         "data/config-diff.csv": text.csv_text(_diff_rows(content.runs)).encode(),
         "data/notes.csv": text.csv_text(
             [
@@ -127,7 +133,12 @@ def _remove_stale(out: Path, files: dict[str, bytes]) -> None:
             (out / name).unlink(missing_ok=True)
 
 
-def _data(runs: Sequence[View], figures: Sequence[Figure], notes: Sequence[Note]) -> dict:
+def _data(
+    runs: Sequence[View],
+    seeds: Sequence[SeedGroup],
+    figures: Sequence[Figure],
+    notes: Sequence[Note],
+) -> dict:
     """report.json: the page's statements and the table of runs, NaN as null."""
     return {
         "format_version": FORMAT_VERSION,
@@ -143,6 +154,15 @@ def _data(runs: Sequence[View], figures: Sequence[Figure], notes: Sequence[Note]
                 "summary": {k: _plain(v) for k, v in dataclasses.asdict(view.summary).items()},
             }
             for view in runs
+        ],
+        "seeds": [
+            {
+                "name": group.name,
+                "runs": [view.name for view in group.runs],
+                "loss": {k: _plain(v) for k, v in dataclasses.asdict(group.loss).items()},
+                "bits_per_byte": {k: _plain(v) for k, v in dataclasses.asdict(group.bits).items()},
+            }
+            for group in seeds
         ],
         "figures": [
             {

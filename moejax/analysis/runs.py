@@ -161,7 +161,7 @@ def find_runs(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     for path in [os.fspath(p) for p in paths]:
         if not os.path.isdir(path):
             raise ConfigError(f"{text.clean(path)}: no such run directory{_nearest_run(path)}")
-        children = [] if _looks_like_run(path) else _child_runs(path)
+        children = [] if looks_like_run(path) else _child_runs(path)
         # A directory with neither is kept: loading it says why it is left out of the report.
         found.extend(children or [path])
     by_place: dict[str, str] = {}
@@ -175,7 +175,7 @@ def load_runs(paths: Sequence[str]) -> tuple[list[Run], list[Note]]:
     runs: list[Run] = []
     excluded: list[Note] = []
     for path, name in zip(paths, _unique_names(paths), strict=True):
-        if not _looks_like_run(path):
+        if not looks_like_run(path):
             what = f"not a run directory: has none of {', '.join(MARKERS)}"
             excluded.append(Note(name, "excluded", text.clean(path), what))
         else:
@@ -239,13 +239,14 @@ def _read_routing(run: Run) -> Routing | None:
     return None
 
 
-def _looks_like_run(path: str) -> bool:
+def looks_like_run(path: str) -> bool:
+    """Whether a directory has any of the files that make it a run."""
     return any(os.path.isfile(os.path.join(path, marker)) for marker in MARKERS)
 
 
 def _child_runs(path: str) -> list[str]:
     children = (os.path.join(path, entry) for entry in sorted(os.listdir(path), key=_natural))
-    return [child for child in children if os.path.isdir(child) and _looks_like_run(child)]
+    return [child for child in children if os.path.isdir(child) and looks_like_run(child)]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

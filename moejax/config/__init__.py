@@ -13,6 +13,7 @@ from moejax.config.compose import (
 from moejax.config.durations import to_steps
 from moejax.config.files import read_json, write_bytes_atomic, write_json
 from moejax.config.knobs import ConfigError, knob, nearest
+from moejax.config.override import override
 from moejax.config.registry import Registry
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "format_diff",
     "knob",
     "nearest",
+    "override",
     "parse_argument",
     "read_json",
     "to_config_dict",

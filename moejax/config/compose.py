@@ -74,7 +74,7 @@ def to_plain(dc: Any) -> dict[str, Any]:
     Raises:
       ConfigError: a value has the wrong type or is out of range.
     """
-    plain: dict[str, Any] = _plain(_canonical(dc, "config", validate=False))
+    plain: dict[str, Any] = dump(_canonical(dc, "config", validate=False))
     return plain
 
 
@@ -98,7 +98,7 @@ def _assemble(cls: type[Any], given: dict[str, Any], path: str, *, validate: boo
     name = registered_name(cls)
     if name is not None and given.pop("name", name) != name:
         raise ConfigError(f"{path}.name: must be {name!r} here; nearest valid value: {name!r}")
-    hints = _hints(cls, path)
+    hints = hints_of(cls, path)
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in given:
         if key not in fields:
@@ -115,7 +115,7 @@ def _assemble(cls: type[Any], given: dict[str, Any], path: str, *, validate: boo
             value = field.default_factory()
         else:
             raise ConfigError(f"{path}.{key}: is required ({type_name(hints[key])})")
-        values[key] = _convert(value, hints[key], knob_of(field), f"{path}.{key}", validate)
+        values[key] = convert(value, hints[key], knob_of(field), f"{path}.{key}", validate)
     try:
         made = cls(**values)
     except ConfigError:
@@ -134,19 +134,20 @@ def _canonical(dc: Any, path: str, *, validate: bool) -> Any:
     return _assemble(type(dc), given, path, validate=validate)
 
 
-def _convert(value: Any, hint: Any, meta: Knob, path: str, validate: bool) -> Any:
+def convert(value: Any, hint: Any, meta: Knob, path: str, validate: bool) -> Any:
+    """A value as a field of type `hint` holds it; raises ConfigError if it cannot."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if is_union(hint):
         if value is None and NONE in args:
             return None
         arms = [arm for arm in args if arm is not NONE]
         if meta.registry is not None and len(arms) == 1:
-            return _convert(value, arms[0], meta, path, validate)
+            return convert(value, arms[0], meta, path, validate)
         fitting = [arm for arm in arms if accepts(value, arm)]
         if not fitting:
             raise type_error(value, hint, meta, path)
         exact = [arm for arm in fitting if type(value) is arm]  # int | float: 3 stays an int
-        return _convert(value, (exact or fitting)[0], meta, path, validate)
+        return convert(value, (exact or fitting)[0], meta, path, validate)
     if origin is tuple or hint is tuple:
         return _convert_tuple(value, hint, args, meta, path, validate)
     if origin is dict:
@@ -156,7 +157,7 @@ def _convert(value: Any, hint: Any, meta: Knob, path: str, validate: bool) -> An
         odd = [key for key in items if not isinstance(key, str) or not key]
         if odd:
             raise ConfigError(f"{path}: the key {odd[0]!r} is not a name; keys are strings")
-        return {k: _convert(v, args[1], meta, f"{path}.{k}", validate) for k, v in items.items()}
+        return {k: convert(v, args[1], meta, f"{path}.{k}", validate) for k, v in items.items()}
     if meta.registry is not None:
         return _component(value, meta.registry, path, validate)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
@@ -187,7 +188,7 @@ def _convert_tuple(
     if len(args) != len(value):
         raise ConfigError(f"{path}={show(value)}: has {len(value)} elements, must have {len(args)}")
     pairs = enumerate(zip(value, args, strict=True))
-    return tuple(_convert(v, arg, meta, f"{path}[{i}]", validate) for i, (v, arg) in pairs)
+    return tuple(convert(v, arg, meta, f"{path}[{i}]", validate) for i, (v, arg) in pairs)
 
 
 def _component(value: Any, registry: Registry, path: str, validate: bool) -> Any:
@@ -217,11 +218,22 @@ def _mapping(value: Any) -> dict[Any, Any]:
     return dict(value.items())  # items() resolves ConfigDict's references and placeholders
 
 
-def _hints(cls: type[Any], path: str) -> dict[str, Any]:
+def hints_of(cls: type[Any], path: str) -> dict[str, Any]:
+    """The annotations of a dataclass, evaluated; raises ConfigError if that fails."""
     try:
-        return typing.get_type_hints(cls)
+        return _evaluated_hints(cls)
     except (NameError, TypeError) as error:
         raise ConfigError(f"{path}: the annotations of {cls.__qualname__}: {error}") from error
+
+
+def _evaluated_hints(cls: type[Any]) -> dict[str, Any]:
+    # Annotations are text, and compiling them is most of the time of a build.
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
+
+
+_HINTS: dict[type[Any], dict[str, Any]] = {}
 
 
 # --- dumping -----------------------------------------------------------------------------------
@@ -232,19 +244,20 @@ def _named(dc: Any) -> dict[str, Any]:
     return {} if name is None else {"name": name}
 
 
-def _plain(value: Any) -> Any:
+def dump(value: Any) -> Any:
+    """The JSON-ready form of what `build` made, which needs no second check."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = (field.name for field in dataclasses.fields(value) if field.init)
-        return _named(value) | {key: _plain(getattr(value, key)) for key in fields}
+        return _named(value) | {key: dump(getattr(value, key)) for key in fields}
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [dump(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: dump(item) for key, item in value.items()}
     return value
 
 
 def _config(dc: Any) -> config_dict.ConfigDict:
-    hints = typing.get_type_hints(type(dc))
+    hints = _evaluated_hints(type(dc))
     cfg = config_dict.ConfigDict(_named(dc))
     for field in dataclasses.fields(dc):
         if field.init:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from moejax.train.lock import RunLock
 from moejax.train.log import RunLog
 from moejax.train.mirror import Mirror
 from moejax.train.profile import Profiler
-from moejax.train.programs import Programs
 from moejax.train.progress import Progress
 from moejax.train.rundir import RunDir, Status
 from moejax.train.session import Session
@@ -55,7 +53,6 @@ def run(
     *,
     dataset: Dataset | None = None,
     model: Any = None,
-    programs: Callable[[], Programs] | None = None,
     progress: Progress | None = None,
     profile: tuple[int, int] | None = None,
     argv: list[str] | None = None,
@@ -67,8 +64,6 @@ def run(
       workdir: the run directory; made if absent.
       dataset: prepared data to share between runs; default: prepared from `experiment.data`.
       model: an object with the interface of `Transformer`; default: `Transformer(...)`.
-      programs: returns this experiment's compiled programs; default: they are compiled when they
-        are needed, of `model`.
       progress: where to show what happens; default: nowhere.
       profile: first and last step of an xprof trace.
       argv: command line for env.json.
@@ -112,7 +107,6 @@ def run(
             stop=stop,
             profiler=Profiler(run_dir.profile, profile if first else None),
             seen_before=opened["before"],
-            programs=programs,
         )
         try:
             try:

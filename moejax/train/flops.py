@@ -32,6 +32,9 @@ PEAK_BF16 = {
 """Dense bf16 FLOP/s per chip from the vendors' data sheets (SXM parts for NVIDIA)."""
 
 
+PEAK_FILE = "gemm_peak.json"
+
+
 class FlopsMeter:
     """Training FLOPs of what really ran: counts at the measured active width of each MoE layer."""
 
@@ -66,13 +69,22 @@ def peak_flops(cache_dir: Path, mesh: Mesh | None = None) -> tuple[float, str]:
         name = max(known, key=len)
         chips = 1 if mesh is None else mesh.size
         return chips * PEAK_BF16[name], f"{name} bf16 peak" + f" x{chips}" * (chips > 1)
-    key = f"{cpu_model()} x{usable_cores()} jax {jax.__version__}"
-    path = cache_dir / "gemm_peak.json"
+    path, key = cache_dir / PEAK_FILE, _this_cpu()
     cached = _read(path)
     if key not in cached:
         cached[key] = measure_gemm()
         write_json(path, cached)
     return float(cached[key]), "measured GEMM peak"
+
+
+def recorded_peak(cache_dir: Path) -> float:
+    """What `peak_flops` once measured on this CPU, or NaN; asks no device and measures nothing."""
+    found = _read(cache_dir / PEAK_FILE).get(_this_cpu())
+    return float(found) if isinstance(found, int | float) else float("nan")
+
+
+def _this_cpu() -> str:
+    return f"{cpu_model()} x{usable_cores()} jax {jax.__version__}"
 
 
 def measure_gemm(size: int = 1024, repeats: int = 8) -> float:

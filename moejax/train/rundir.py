@@ -136,7 +136,7 @@ def identify(run: RunDir, plain: dict[str, Any]) -> bool:
     old = read_json(run.config)
     check_format(run.config, old)
     rows = [row for row in diff(old["config"], plain) if not _may_change(row[0], old["config"])]
-    if rows and not _has_results(run):
+    if rows and not has_results(run):
         # The first attempt ended before its first step, say by a wrong path to the text: there is
         # nothing to mix up, and a corrected command should simply work.
         for path in (run.data, run.model):
@@ -168,7 +168,7 @@ def _holds_any(place: epath.Path) -> bool:
     return place.exists() and any(place.iterdir())
 
 
-def _has_results(run: RunDir) -> bool:
+def has_results(run: RunDir) -> bool:
     """Whether anything of a run is there that another config would falsify."""
     trained = run.metrics.exists() and run.metrics.stat().st_size > 0
     return trained or any(map(_holds_any, (run.checkpoints, run.damaged)))
@@ -176,15 +176,20 @@ def _has_results(run: RunDir) -> bool:
 
 def identity_hash(plain: dict[str, Any]) -> str:
     """Hash of what a run computes: the config without the keys that may change."""
+    kept = plain
+    for key in MAY_CHANGE:
+        if _may_change(key, plain):
+            kept = _without(kept, key.split("."))
+    return config_hash(kept)
 
-    def strip(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
-        return {
-            key: strip(value, f"{prefix}{key}.") if isinstance(value, dict) else value
-            for key, value in tree.items()
-            if not _may_change(prefix + key, plain)
-        }
 
-    return config_hash(strip(plain, ""))
+def _without(tree: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """A copy of a nested dict that lacks the entry at `path`; the dict itself if it has none."""
+    first, *rest = path
+    if first not in tree or (rest and not isinstance(tree[first], dict)):
+        return tree
+    others = {key: value for key, value in tree.items() if key != first}
+    return others | {first: _without(tree[first], rest)} if rest else others
 
 
 def check_format(path: Path, record: Any) -> None:

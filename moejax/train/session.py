@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,7 +52,6 @@ class Session:
     stop: Votes
     profiler: Profiler
     seen_before: bool
-    programs: Callable[[], Programs] | None
 
     def train(self, dataset: Dataset | None, model: Any, argv: list[str]) -> dict[str, Any]:
         """Assembles the parts, trains, and returns the content of final.json."""
@@ -226,10 +223,9 @@ class Session:
             )
 
     def _compiled(self, model: Any) -> Programs:
-        """The run's programs; made now, unless a suite has had them made already."""
         self.progress.phase("compiling")
         start = time.perf_counter()
-        compiled = (self.programs or functools.partial(compile_programs, self.experiment, model))()
+        compiled = compile_programs(self.experiment, model)
         waited = time.perf_counter() - start
         seconds = compiled.seconds
         self.log.say(

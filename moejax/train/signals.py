@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a flag that the loop polls, so that a run stops between two steps."""
+"""SIGTERM, SIGINT and SIGUSR2 as a flag that the loop polls: a run stops between two steps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from types import FrameType
 
 from moejax.train.errors import Interrupted
 
-HANDLED = (signal.SIGTERM, signal.SIGINT)
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""SIGUSR2 is what batch systems are often told to send before they end a job."""
 
 
 class StopSignal:
-    """A context in which the first SIGTERM or SIGINT asks for a stop instead of killing.
+    """A context in which the first signal asks for a stop instead of killing.
 
     A handler runs between two bytecodes, so a signal that arrives while XLA compiles is seen as
-    soon as the compile returns. Further SIGTERMs are ignored with a message (schedulers send
+    soon as the compile returns. Further ones are ignored with a message (schedulers send
     several while the state is being saved). A second SIGINT explains, a third exits at once with
     130 and saves nothing: the last checkpoint stays good, because commits are atomic.
     """

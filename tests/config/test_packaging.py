@@ -10,7 +10,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-OPTIONAL = {"tokamax", "wandb"}  # imported only when the user asks for it; an extra each
+OPTIONAL = {"submitit", "tokamax", "wandb"}  # imported only when the user asks for it: extras
 # A dependency that nothing imports by name, and why it is there.
 INDIRECT = {"importlib-resources": "tensorflow-datasets imports it without declaring it"}
 

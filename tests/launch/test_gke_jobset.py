@@ -10,8 +10,8 @@ import yaml
 from launched import PYTHON, REPOSITORY
 
 from moejax.config import ConfigError
+from moejax.grid.launchers.jobset import hosts_and_chips, jobset
 from moejax.sharding.topology import parse_topology
-from tools.launch.jobset import hosts_and_chips, jobset
 
 KEPT = Path(__file__).parent / "jobset_v5p_two_slices.yaml"
 FULL = [
@@ -31,7 +31,7 @@ FULL = [
 
 FORKS = """
 import json, os, runpy, sys
-import moejax.train.cli, tools.launch.jobset  # once for all
+import moejax.grid.launchers.jobset, moejax.train.cli  # once for all
 for words in json.load(sys.stdin):
     if os.fork() == 0:
         sys.stderr = sys.stdout

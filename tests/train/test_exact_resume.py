@@ -136,8 +136,15 @@ def test_a_real_kill_9(text: Text, tmp_path: Path) -> None:
     assert "resumed at step" in (tmp_path / "b" / "log.txt").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command, kills", [(quick_command, 12), (real_command, 6)])
+@pytest.mark.parametrize(
+    "command, kills",
+    [
+        pytest.param(quick_command, 5, marks=pytest.mark.slow),
+        pytest.param(quick_command, 12, marks=pytest.mark.all),
+        pytest.param(real_command, 3, marks=pytest.mark.slow),
+        pytest.param(real_command, 6, marks=pytest.mark.all),
+    ],
+)
 def test_kill_9_at_random_moments(command: Any, kills: int, text: Text, tmp_path: Path) -> None:
     """Kills during start, compile, steps, saves and evaluations; then one attempt gets through."""
     steps, kills = 400, int(os.environ.get("MOEJAX_KILLS", kills))

@@ -72,6 +72,7 @@ def straight(text: Text, tmp_path_factory: pytest.TempPathFactory) -> tuple[Expe
         (6, signal.SIGTERM, 143, 7),  # step 7 was on its way; off any checkpoint cadence
         (6, signal.SIGINT, 130, 7),
         (2, signal.SIGTERM, 143, 3),
+        (6, signal.SIGUSR2, 143, 7),
         ("evaluating", signal.SIGTERM, 143, 5),  # the evaluation at step 5 is abandoned
         ("compiling", signal.SIGTERM, 143, None),  # nothing done yet: nothing to save
         ("initialising", signal.SIGINT, 130, None),

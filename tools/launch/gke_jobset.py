@@ -21,9 +21,9 @@ import sys
 from absl import flags
 
 from moejax.config import ConfigError
+from moejax.grid.launchers.jobset import VOLUME, jobset
 from moejax.sharding.topology import parse_topology
 from moejax.train.cli import launch
-from tools.launch.jobset import VOLUME, jobset
 
 _NAME = flags.DEFINE_string("name", "", "Of the JobSet.")
 _IMAGE = flags.DEFINE_string("image", "", "Container image with the checkout and moejax[tpu].")

@@ -1,0 +1,1 @@
+"""Shipped grids: `get_grid()` each, run by `python -m experiments.grid --grid=NAME`."""

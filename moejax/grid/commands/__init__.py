@@ -1,0 +1,1 @@
+"""The commands of `experiments/grid.py`, one module each, with `main(arguments) -> exit code`."""
