@@ -15,13 +15,14 @@ import time
 from pathlib import Path
 
 import pytest
-from grid_roots import HERE, STANDIN, Row, cell, wait_until
+from grid_roots import HERE, STANDIN, cell, wait_until
 
 from moejax.config import ConfigError
 from moejax.grid import attempts
 from moejax.grid.claims import Claims
 from moejax.grid.driver import Driver, Pace, Policy
 from moejax.grid.launchers.slurm import Slurm
+from moejax.grid.load import load_grid
 
 pytestmark = pytest.mark.all
 
@@ -133,7 +134,8 @@ def drive(root, policy=Policy(), cells=None, **options):  # noqa: B008 (a frozen
 def story(root):
     logs = sorted(root.places.slurm.rglob("*.out")) if root.places.slurm.exists() else []
     texts = [f"== {path}\n{path.read_text()[-1500:]}" for path in logs]
-    return "\n".join([call("squeue"), *map(str, root.ledger()), *texts])
+    states = [f"{name}: {state}" for name, state in root.states().items()]
+    return "\n".join([call("squeue"), *states, *map(str, root.ledger()), *texts])
 
 
 def queued(root):
@@ -143,8 +145,9 @@ def queued(root):
     shown = call("scontrol", "-o", "show", "job", claim.job.number)
     pairs = dict(pair.split("=", 1) for pair in shown.split() if "=" in pair)
     if pairs.get("JobState") == "PENDING" and pairs.get("Restarts") == "1":
-        # Slurm holds a job for two minutes when it comes back; a test need not wait.
-        call("scontrol", "update", f"JobId={claim.job.number}", "StartTime=now")
+        # Slurm holds a job for two minutes when it comes back; a test need not wait so long. (At
+        # once is too soon for slurmd: it may still be killing the job that it is told to start.)
+        call("scontrol", "update", f"JobId={claim.job.number}", "StartTime=now+5")
         return True
     return False
 
@@ -275,26 +278,38 @@ def test_what_sbatch_refuses_is_one_line_and_nothing_stays_claimed(grid):
     assert root.kinds() == {"a": "pending"}
 
 
+REAL = """
+from moejax.grid import Sweep, axis
+
+
+def get_grid():
+    return Sweep(
+        base="configs/lm.py:size=nano,moe={moe},quick=true",
+        treatments=axis("{moe}", ["top_p"]),
+        seeds=(0, 1),
+        overrides={
+            "train.steps": 30,
+            "checkpoint.every": 5,
+            "log.tensorboard": False,
+            "log.heartbeat_seconds": 0.5,
+        },
+    )
+"""
+
+
 def test_real_trainings_run_and_survive_the_signal(grid, tmp_path):
-    flags = [
-        "--config=configs/lm.py:size=nano,moe=top_p,quick=true",
-        "--config.train.steps=30",
-        "--config.checkpoint.every=5",
-        "--config.log.tensorboard=false",
-        "--config.log.heartbeat_seconds=0.5",
-    ]
-    names = ("seed=0", "seed=1")
-    rows = [Row(name, f"{name}-0123456789", (*flags, f"--config.{name}")) for name in names]
-    root = grid(*rows)
+    (tmp_path / "real.py").write_text(REAL)
+    cells = load_grid(str(tmp_path / "real.py")).cells
+    root = grid(*cells)
     train = (sys.executable, "-m", "experiments.train")
     submit(root, train=train)
-    wait_for(root, lambda: root.states()["seed=0"].step > 6, 400)
-    number = Claims(root.places).holder(rows[0].directory).job.number
+    wait_for(root, lambda: root.states()[cells[0].name].step > 6, 400)
+    number = Claims(root.places).holder(cells[0].directory).job.number
     call("scancel", "--signal=USR2", number)
     wait_for(root, lambda: queued(root), 120)
     assert drive(root, train=train) == 0, story(root)
     wait_for(root, lambda: outcomes(root) == ["preempted", "done"])
-    assert "resumed at step" in root.places.log(rows[0].directory).read_text()
-    workdir: Path = root.places.workdir(rows[0].directory)
+    assert "resumed at step" in root.places.log(cells[0].directory).read_text()
+    workdir: Path = root.places.workdir(cells[0].directory)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 31))
