@@ -1,4 +1,4 @@
-"""Reads `.npz` files that nobody vouched for: no pickle, bounded sizes, checked shapes."""
+"""Reads `.npz` and `.npy` files of strangers: no pickle, bounded sizes, checked shapes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,25 +69,56 @@ def read_arrays(path: Path, fields: Mapping[str, Field]) -> dict[str, NDArray]:
     return found
 
 
-def _read_one(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> NDArray:
-    if info.file_size > MAX_ARRAY_BYTES:
-        raise ArrayFileError(f"{where}: {info.file_size:,} bytes, more than {MAX_ARRAY_BYTES:,}")
+def read_array(path: Path) -> NDArray:
+    """The array of a `.npy` file.
+
+    Raises:
+      ArrayFileError: missing, not a NumPy array, torn, pickled, or too large.
+    """
     try:
-        with archive.open(info) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = (
-                np.lib.format.read_array_header_1_0
-                if version == (1, 0)
-                else np.lib.format.read_array_header_2_0
-            )
-            shape, fortran, dtype = read(stream)
-            # Checked before anything of that size is allocated: a header may claim any shape.
-            size = math.prod(shape) * dtype.itemsize
-            if dtype.hasobject:
-                raise ArrayFileError(f"{where}: holds pickled objects, which are never loaded")
-            if min(shape, default=0) < 0 or size > info.file_size:
-                raise ArrayFileError(f"{where}: header says {shape} but the data is shorter")
-            data = stream.read(size)
+        with open(path, "rb") as stream:
+            return _read_stream(stream, os.fstat(stream.fileno()).st_size, path.name)
+    except OSError as error:
+        raise ArrayFileError(f"{path.name}: cannot be read ({_first_line(error)})") from error
+
+
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays in a `.npz` file, in its order.
+
+    Raises:
+      ArrayFileError: it is no such file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except _UNREADABLE as error:
+        raise ArrayFileError(f"{path.name}: cannot be read ({_first_line(error)})") from error
+
+
+def _read_one(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> NDArray:
+    with archive.open(info) as stream:
+        return _read_stream(stream, info.file_size, where)
+
+
+def _read_stream(stream: IO[bytes], length: int, where: str) -> NDArray:
+    """The array in a stream of `length` bytes."""
+    if length > MAX_ARRAY_BYTES:
+        raise ArrayFileError(f"{where}: {length:,} bytes, more than {MAX_ARRAY_BYTES:,}")
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(stream)
+        # Checked before anything of that size is allocated: a header may claim any shape.
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject:
+            raise ArrayFileError(f"{where}: holds pickled objects, which are never loaded")
+        if min(shape, default=0) < 0 or size > length:
+            raise ArrayFileError(f"{where}: header says {shape} but the data is shorter")
+        data = stream.read(size)
     except (ValueError, EOFError) as error:
         if isinstance(error, ArrayFileError):
             raise

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 
-from moejax.analysis import tables, text
-from moejax.analysis.html import Html, el
+from moejax.analysis import text
+from moejax.analysis.compare.treatments import common_name, seed_of, treatment_key
 from moejax.analysis.intervals import Mean, mean_of
-from moejax.analysis.provenance import flat_config
-from moejax.analysis.sections import caption, link, section
+from moejax.analysis.page import tables
+from moejax.analysis.page.html import Html, el
+from moejax.analysis.page.sections import caption, link, section
 from moejax.analysis.view import View
-
-_CELL = re.compile(r"(^|,)seed=[0-9-]+-[0-9a-f]{10}$")
-_TAIL = re.compile(r"[-_=,./ ]*(seed|s)?[-_=,./ ]*$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,44 +28,26 @@ class SeedGroup:
 def seed_groups(runs: Sequence[View]) -> list[SeedGroup]:
     """Comparable finished runs with a finite loss, by configuration, the lowest mean loss first.
 
-    Names, work directories and the seed do not count. Of several runs with one seed, which repeat
-    each other, the last stands for all.
+    Of several runs with one seed, which repeat each other, the last stands for all.
     """
-    found: dict[object, dict[str, View]] = {}
+    found: dict[str, dict[str, View]] = {}
     for view in runs:
         if view.comparable and view.summary.state == "done" and math.isfinite(view.summary.loss):
-            flat = flat_config(view.run)
-            seed = repr([v for k, v in flat.items() if k.rpartition(".")[2] == "seed"])
-            rest = tuple((k, v) for k, v in flat.items() if not _is_free(k))
-            found.setdefault((rest, view.summary.tokens), {})[seed] = view
+            # Without a config nothing says that two runs are of one configuration.
+            key = treatment_key(view.run) or view.name
+            found.setdefault(key, {})[seed_of(view.run)] = view
     groups = [_group(tuple(by_seed.values())) for by_seed in found.values()]
     return sorted(groups, key=lambda group: group.loss.mean)
-
-
-def _is_free(key: str) -> bool:
-    return key.rpartition(".")[2] in ("seed", "name", "workdir")
 
 
 def _group(runs: tuple[View, ...]) -> SeedGroup:
     bits = [v.summary.bits_per_byte for v in runs if math.isfinite(v.summary.bits_per_byte)]
     return SeedGroup(
-        name=_name([view.name for view in runs]),
+        name=common_name([view.name for view in runs]),
         runs=runs,
         loss=mean_of([view.summary.loss for view in runs]),
         bits=mean_of(bits),
     )
-
-
-def _name(names: Sequence[str]) -> str:
-    """What the names have in common: of a grid's cells their axes, else how they begin."""
-    cells = {_CELL.sub("", name) for name in names}
-    if len(cells) == 1 and "" not in cells:
-        return cells.pop()
-    first, last = min(names), max(names)  # what these begin with alike, all between them do
-    pairs = enumerate(zip(first, last, strict=False))
-    length = next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
-    begin = _TAIL.sub("", first[:length])
-    return begin or f"{names[0]} and {len(names) - 1} more"
 
 
 def seeds_section(groups: Sequence[SeedGroup]) -> Html | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moejax.analysis import metrics as m
+from moejax.analysis.routing import load
 from moejax.analysis.runs import CAUSES, Run
 
 NAN = math.nan
@@ -89,7 +90,7 @@ def summarise(run: Run) -> Summary:
         flops_per_token=_first(
             final.number("measured", "flops_per_token"), flops / tokens if tokens else NAN
         ),
-        tokens_per_second=_speed(run),
+        tokens_per_second=speed(run),
         elapsed=_first(final.number("time", "elapsed"), _latest(run, "time/elapsed")),
         **_load(run),
     )
@@ -143,17 +144,17 @@ def _load(run: Run) -> dict[str, Any]:
             values["active_experts"] = values["active_width"] = NAN
         return values
     exists = routing.exists_LE
-    worst = m.load_max_over_mean(routing.count_LE, exists)
+    worst = load.load_max_over_mean(routing.count_LE, exists)
     values["experts"] = float(exists.sum())
-    values["dead_experts"] = float(m.dead_experts(routing.count_LE, exists).sum())
-    values["load_cv"] = _mean(m.load_cv(routing.count_LE, exists))
+    values["dead_experts"] = float(load.dead_experts(routing.count_LE, exists).sum())
+    values["load_cv"] = _mean(load.load_cv(routing.count_LE, exists))
     values["load_max_over_mean"] = _mean(worst)
     if np.isfinite(worst).any():
         layer = int(np.nanargmax(worst))
         values["load_worst"] = float(worst[layer])
         values["load_worst_layer"] = float(routing.layers_L[layer])
     requested = routing.requested_L.sum()
-    values["drop_fraction"] = float(m.drop_fraction(requested, routing.kept_L.sum()))
+    values["drop_fraction"] = float(load.drop_fraction(requested, routing.kept_L.sum()))
     values["drop_causes"] = ", ".join(
         f"{cause} {int(total):,}"
         for cause in CAUSES
@@ -166,12 +167,12 @@ def _load(run: Run) -> dict[str, Any]:
     return values
 
 
-def _speed(run: Run) -> float:
+def speed(run: Run) -> float:
     """Median tokens per second of the train rows; the first has the compilation in it."""
-    speed = run.metrics.train["perf/tokens_per_second"]
-    speed = speed[np.isfinite(speed)]
-    speed = speed[1:] if speed.size > 1 else speed
-    return float(np.median(speed)) if speed.size else NAN
+    rates = run.metrics.train["perf/tokens_per_second"]
+    rates = rates[np.isfinite(rates)]
+    rates = rates[1:] if rates.size > 1 else rates
+    return float(np.median(rates)) if rates.size else NAN
 
 
 def _latest(run: Run, key: str) -> float:

@@ -17,7 +17,8 @@ class DataConfig:
 
     corpus: str = knob(
         "embedded",
-        doc="`embedded`, `files:PATTERN` (.txt, .jsonl) or `tfds:NAME` / `tfds:DIRECTORY`.",
+        doc="`embedded`, `files:PATTERN` (.txt, .jsonl), `tfds:NAME` / `tfds:DIRECTORY`, or the "
+        "evaluation set `labelled:SPEC`.",
     )
     domains: tuple[str, ...] = knob((), doc="Keep only these domains; () keeps all.")
     tokenizer: str = knob("bytes", doc="A registered tokenizer: `bytes` or `bpe`.")

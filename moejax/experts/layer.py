@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,12 +17,16 @@ from moejax.experts.exchange.sharded import Parallel, sharded_expert_ffn
 from moejax.experts.ffn import compute, expert_ffn
 from moejax.experts.spec import init_weights
 from moejax.experts.zero_compute import zero_compute
-from moejax.routing.contract import RouterInputs, Routing
+from moejax.routing.contract import RouterInputs, Routing, State
 from moejax.routing.ledger import Ledger, open_ledger
 from moejax.routing.stats import RoutingStats, routing_stats
 
 SHARED_GATE_STD = 0.02
 """Initial scale of the shared expert's gate (Qwen2-MoE's initializer_range)."""
+
+
+EditRouting = Callable[[Routing, RouterInputs, State], Routing]
+"""Another routing in place of the router's own, from it, its inputs and the router's state."""
 
 
 class RouterState(nnx.Variable[jax.Array]):
@@ -120,13 +125,20 @@ class MoELayer(nnx.Module):
         out = self.forward(x_TD, inputs or RouterInputs.of(x_TD.shape[0]))
         return out.y_TD.reshape(x.shape), out.kept, out.ledger
 
-    def forward(self, x_TD: jax.Array, inputs: RouterInputs) -> MoeOutput:
-        """One call on flat tokens, with everything there is to know about it."""
+    def forward(
+        self, x_TD: jax.Array, inputs: RouterInputs, edit: EditRouting | None = None
+    ) -> MoeOutput:
+        """One call on flat tokens, with everything there is to know about it.
+
+        `edit` is called on what the router chose, before capacity; its result counts as chosen.
+        """
         config = self.config
         inputs = dataclasses.replace(inputs, num_experts=config.num_experts)
         params = nnx.to_pure_dict(nnx.state(self.router))
         state = nnx.to_pure_dict(nnx.state(self.router_state))
         routing, carry_TE = config.router(x_TD, inputs, params, state)
+        if edit is not None:
+            routing = edit(routing, inputs, state)
         kept, ledger = config.capacity.apply(
             routing,
             open_ledger(routing),

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
+from moejax.analysis.compare.noise import by_interval, paired
 from moejax.analysis.intervals import Mean, mean_of
 from moejax.config import ConfigError, nearest
 from moejax.grid.record import RecordedCell
@@ -21,8 +22,6 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "max": max,
 }
 """What a group is ranked by. `mean±ci` shows the 95 % t interval, `mean±sd` the deviation."""
-
-UNKNOWN, WITHIN, BEYOND = "unknown", "within noise", "beyond noise"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +152,8 @@ def _against(best: Group, one: Group, metric: str) -> Group:
     """The group with its paired difference from the best one."""
     if one is best:
         return one
-    mine, theirs = _by_pair(one, metric), _by_pair(best, metric)
-    difference = mean_of([mine[key] - theirs[key] for key in mine if key in theirs])
-    if math.isnan(difference.half_width):
-        verdict = UNKNOWN
-    else:
-        verdict = WITHIN if abs(difference.mean) <= difference.half_width else BEYOND
-    return dataclasses.replace(one, difference=difference, verdict=verdict)
+    difference = mean_of(list(paired(_by_pair(one, metric), _by_pair(best, metric)).values()))
+    return dataclasses.replace(one, difference=difference, verdict=by_interval(difference))
 
 
 def _by_pair(one: Group, metric: str) -> dict[tuple[tuple[str, str], ...], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from moejax.experts.config import MoeConfig
 from moejax.experts.dense import DenseFFN
 from moejax.experts.exchange.sharded import Parallel
-from moejax.experts.layer import MoELayer
+from moejax.experts.layer import EditRouting, MoELayer, MoeOutput
 from moejax.models.attention import AttentionInputs
 from moejax.models.config import ModelConfig
 from moejax.models.norm import RMSNorm
@@ -57,6 +58,10 @@ class Tokens:
         )
 
 
+Observe = Callable[[MoeOutput, RouterInputs], Any]
+"""What a caller wants to know of every MoE layer: arrays (a pytree) out of one call of it."""
+
+
 class BlockOut(NamedTuple):
     """What a block returns besides hidden states: returned, never sown."""
 
@@ -64,6 +69,7 @@ class BlockOut(NamedTuple):
     expert_TK: jax.Array | None
     carry_TE: jax.Array | None
     cache: Any
+    observed: Any = None
 
 
 class Block(nnx.Module):
@@ -103,6 +109,8 @@ class Block(nnx.Module):
         carry_TE: jax.Array | None = None,
         cache: Any = None,
         train: bool = False,
+        observe: Observe | None = None,
+        edit: EditRouting | None = None,
     ) -> tuple[jax.Array, BlockOut]:
         """Hidden states `[B, S, D]` in, the same shape and dtype out."""
         mixed_BSD, cache = self.attention(self.attention_norm(x_BSD), tokens.attention, cache)
@@ -111,8 +119,9 @@ class Block(nnx.Module):
         if not isinstance(self.ffn, MoELayer):
             return x_BSD + self.ffn(h_BSD), BlockOut(None, None, carry_TE, cache)
         inputs = tokens.router(key, carry_TE, train)
-        out = self.ffn.forward(h_BSD.reshape(-1, h_BSD.shape[-1]), inputs)
+        out = self.ffn.forward(h_BSD.reshape(-1, h_BSD.shape[-1]), inputs, edit)
         stats = self.ffn.stats(out, inputs, num_sequences=x_BSD.shape[0])
         kept: Routing = out.kept
         y_BSD = out.y_TD.reshape(x_BSD.shape)
-        return x_BSD + y_BSD, BlockOut(stats, kept.expert_TK, out.carry_TE, cache)
+        observed = None if observe is None else observe(out, inputs)
+        return x_BSD + y_BSD, BlockOut(stats, kept.expert_TK, out.carry_TE, cache, observed)

@@ -12,7 +12,7 @@ from flax import nnx
 from moejax.experts.config import MoeConfig
 from moejax.experts.exchange.sharded import Parallel
 from moejax.experts.layer import RouterState
-from moejax.models.block import Block, BlockOut, Tokens
+from moejax.models.block import Block, BlockOut, Observe, Tokens
 from moejax.models.config import ModelConfig
 from moejax.models.remat import rematerialise
 from moejax.models.segments import Segment
@@ -79,21 +79,31 @@ class SegmentStack:
         key: jax.Array | None,
         train: bool,
         caches: Tree | None = None,
+        observe: Observe | None = None,
+        edits: Tree | None = None,
     ) -> tuple[jax.Array, list[BlockOut]]:
         """Runs the segment; block outputs come back stacked `[repeat, ...]`, one per position.
 
         A router's carry passes from MoE layer to MoE layer inside a segment and starts at zero.
+        An edit (an `EditRouting` that is a pytree) has a leading `repeat` axis on its arrays, like
+        parameters; a position without one routes as it is.
         """
 
         def period(carry: Any, layer: Any) -> tuple[Any, list[BlockOut]]:
             x_BSD, carry_TE = carry
-            params, state, key, caches = layer
+            params, state, key, caches, edits = layer
             outs = []
             for position, block in enumerate(self.blocks):
                 name = str(position)
 
                 def apply(
-                    params: Tree, state: Tree, x_BSD: Any, carry_TE: Any, key: Any, cache: Any
+                    params: Tree,
+                    state: Tree,
+                    x_BSD: Any,
+                    carry_TE: Any,
+                    key: Any,
+                    cache: Any,
+                    edit: Any,
                 ) -> Any:
                     return block.apply(  # noqa: B023 - called in this iteration only
                         params,
@@ -104,6 +114,8 @@ class SegmentStack:
                         carry_TE=carry_TE,
                         cache=cache,
                         train=train,
+                        observe=observe,
+                        edit=edit,
                     )
 
                 own_key = None if key is None else jax.random.fold_in(key, position)
@@ -114,6 +126,7 @@ class SegmentStack:
                     carry_TE,
                     own_key,
                     None if caches is None else caches[name],
+                    None if edits is None else edits.get(name),
                 )
                 x_BSD = constrain_rows(x_BSD, self.mesh)
                 carry_TE = out.carry_TE
@@ -123,7 +136,7 @@ class SegmentStack:
             return (x_BSD, carry_TE), outs
 
         keys = None if key is None else jax.random.split(key, self.segment.repeat)
-        layers = (params, state, keys, caches)
+        layers = (params, state, keys, caches, edits)
         carry = (x_BSD, self._first_carry(x_BSD))
         if self.config.scan and self.segment.repeat > 1:
             (x_BSD, _), outs = jax.lax.scan(period, carry, layers)

@@ -16,7 +16,7 @@ from moejax.experts.config import MoeConfig
 from moejax.experts.exchange.placement import Placement
 from moejax.experts.exchange.sharded import Parallel
 from moejax.models import metrics
-from moejax.models.block import BlockOut, Tokens
+from moejax.models.block import BlockOut, Observe, Tokens
 from moejax.models.config import ModelConfig
 from moejax.models.cross_entropy import sharded_cross_entropy
 from moejax.models.norm import RMSNorm
@@ -105,8 +105,14 @@ class Transformer:
         *,
         train: bool = False,
         caches: list[Tree] | None = None,
+        observe: Observe | None = None,
+        edits: list[Tree] | None = None,
     ) -> tuple[jax.Array, list[list[BlockOut]]]:
-        """Final normalised hidden states `[B, S, D]` and the block outputs by segment."""
+        """Final normalised hidden states `[B, S, D]` and the block outputs by segment.
+
+        `observe` is called in every MoE layer; what it returns is `BlockOut.observed`. `edits` are
+        changes of the routing, by segment and position (`SegmentStack.apply`).
+        """
         dtype = self.config.dtypes[1]
         x_BSD = params["embed"]["table_VD"][tokens.token_id_BS].astype(dtype)
         x_BSD = constrain_rows(x_BSD, self.mesh)
@@ -120,6 +126,8 @@ class Transformer:
                 key=None if key is None else jax.random.fold_in(key, index),
                 train=train,
                 caches=None if caches is None else caches[index],
+                observe=observe,
+                edits=None if edits is None else edits[index],
             )
             outs.append(out)
         norm = RMSNorm(self.config.d_model, self.config.norm_eps)
@@ -193,7 +201,7 @@ class Transformer:
             chunk=self.config.loss_chunk,
             logits_dtype=self.config.dtypes[2],
         )
-        layers = tuple(_gather(group, outs, "stats") for group in self.groups)
+        layers = self.by_group(outs, "stats")
         share = (batch["segment_ids"] > 0).sum(dtype=jnp.float32) / denominators["tokens"]
         scopes = ("micro", "sequence") if defer_global else SCOPES
         aux, aux_raw = self._auxiliary(layers, share, scopes)
@@ -208,11 +216,15 @@ class Transformer:
         }
         if trace:
             out["trace"] = {
-                "expert_LTK": tuple(_gather(group, outs, "expert_TK") for group in self.groups),
+                "expert_LTK": self.by_group(outs, "expert_TK"),
                 "nll_BS": nll_BS,
             }
         total = nll / denominators["targets"] + sum(aux.values(), jnp.zeros((), jnp.float32))
         return total, out if defer_global else jax.lax.stop_gradient(out)
+
+    def by_group(self, outs: list[list[BlockOut]], field: str) -> tuple[Any, ...]:
+        """A field of the block outputs for each of `groups`, its layers along a leading axis."""
+        return tuple(_gather(group, outs, field) for group in self.groups)
 
     @property
     def has_global_losses(self) -> bool:

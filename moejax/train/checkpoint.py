@@ -46,7 +46,78 @@ class CheckpointConfig:
         check_url(self.dir, f"{path}.dir")
 
 
-class Checkpoints:
+class CheckpointReader:
+    """The `checkpoints/` of a run that another process may be writing: nothing there is changed.
+
+    Args:
+      directory: in the run's directory or in a store.
+      layout: of the train state.
+    """
+
+    def __init__(self, directory: epath.PathLike, layout: Layout) -> None:
+        self._directory = _absolute(directory)
+        self._layout = layout
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first.
+
+        Raises:
+          StorageError: the store does not answer.
+        """
+        with asking(self._directory, "looking for checkpoints"):
+            there = self._directory.exists()
+            return sorted(ocp.utils.checkpoint_steps(self._directory)) if there else []
+
+    def restore(self, step: int) -> tuple[TrainState, Clock]:
+        """The checkpoint of one step, which stays where it is whatever its health.
+
+        Raises:
+          DamagedError: it cannot be read back as it was written.
+          StorageError: it belongs to a differently built model, or the store does not answer.
+        """
+        header = _in_all("header", lambda: self._read_header(step))
+        if header["format_version"] != FORMAT_VERSION:
+            raise StorageError(
+                f"checkpoint of step {step} has format version {header['format_version']}; this "
+                f"moejax reads {FORMAT_VERSION}: continue with the moejax that wrote it, or use a "
+                "new --workdir"
+            )
+        clock, leaves = Clock.from_json(header["clock"]), header["leaves"]
+        # Placed explicitly: what is on disk remembers the devices of the process that saved it.
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        wanted = {
+            name: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=place if leaf.sharding is None else leaf.sharding
+            )
+            for name, leaf in _as_dict(self._layout.stored).items()
+        }
+        _require_same_structure(step, leaves, describe_leaves(wanted))
+        tree = _in_all("state", lambda: self._read_state(step, wanted))
+        found = describe_leaves(tree)
+        for name, leaf in leaves.items():
+            if found[name] != leaf:
+                raise DamagedError(f"array {name!r} does not have the digest it was saved with")
+        if clock.step != step:
+            raise DamagedError(f"its clock says step {clock.step}")
+        structure = jax.tree.structure(self._layout.stored)
+        return self._layout.hold(jax.tree.unflatten(structure, jax.tree.leaves(tree))), clock
+
+    def _read_header(self, step: int) -> dict[str, Any]:
+        handler = ocp.JsonCheckpointHandler(multiprocessing_options=_by_itself())
+        header = dict(handler.restore(self._directory / str(step) / "header"))
+        for key in ("format_version", "clock", "leaves"):
+            _ = header[key]
+        if header["format_version"] == FORMAT_VERSION:
+            Clock.from_json(header["clock"])
+        return header
+
+    def _read_state(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=_by_itself())
+        args = ocp.args.StandardRestore(wanted)
+        return dict(handler.restore(self._directory / str(step) / "state", args=args))
+
+
+class Checkpoints(CheckpointReader):
     """The `checkpoints/` of a run, in its directory or in a store; the run is this process' own.
 
     Raises:
@@ -56,12 +127,9 @@ class Checkpoints:
     def __init__(
         self, directory: epath.PathLike, damaged: epath.PathLike, keep: int, layout: Layout
     ) -> None:
-        self._directory, self._damaged = (
-            path if is_remote(path) else path.absolute()
-            for path in map(epath.Path, (directory, damaged))
-        )
+        super().__init__(directory, layout)
+        self._damaged = _absolute(damaged)
         self._keep = keep
-        self._layout = layout
         with asking(self._directory, "looking for checkpoints"):
             self._manager = self._open()
 
@@ -110,8 +178,8 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self._restore(step)
-            except _Damaged as damage:
+                return self.restore(step)
+            except DamagedError as damage:
                 target = self._set_aside(step)
                 older = [other for other in steps if other < step]
                 verdict = f"falling back to step {older[-1]}" if older else "there is no older one"
@@ -145,48 +213,6 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self._directory, options=options)
 
-    def _restore(self, step: int) -> tuple[TrainState, Clock]:
-        header = _in_all("header", lambda: self._read_header(step))
-        if header["format_version"] != FORMAT_VERSION:
-            raise StorageError(
-                f"checkpoint of step {step} has format version {header['format_version']}; this "
-                f"moejax reads {FORMAT_VERSION}: continue with the moejax that wrote it, or use a "
-                "new --workdir"
-            )
-        clock, leaves = Clock.from_json(header["clock"]), header["leaves"]
-        # Placed explicitly: what is on disk remembers the devices of the process that saved it.
-        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        wanted = {
-            name: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=place if leaf.sharding is None else leaf.sharding
-            )
-            for name, leaf in _as_dict(self._layout.stored).items()
-        }
-        _require_same_structure(step, leaves, describe_leaves(wanted))
-        tree = _in_all("state", lambda: self._read_state(step, wanted))
-        found = describe_leaves(tree)
-        for name, leaf in leaves.items():
-            if found[name] != leaf:
-                raise _Damaged(f"array {name!r} does not have the digest it was saved with")
-        if clock.step != step:
-            raise _Damaged(f"its clock says step {clock.step}")
-        structure = jax.tree.structure(self._layout.stored)
-        return self._layout.hold(jax.tree.unflatten(structure, jax.tree.leaves(tree))), clock
-
-    def _read_header(self, step: int) -> dict[str, Any]:
-        handler = ocp.JsonCheckpointHandler(multiprocessing_options=_by_itself())
-        header = dict(handler.restore(self._directory / str(step) / "header"))
-        for key in ("format_version", "clock", "leaves"):
-            _ = header[key]
-        if header["format_version"] == FORMAT_VERSION:
-            Clock.from_json(header["clock"])
-        return header
-
-    def _read_state(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=_by_itself())
-        args = ocp.args.StandardRestore(wanted)
-        return dict(handler.restore(self._directory / str(step) / "state", args=args))
-
     def _set_aside(self, step: int) -> epath.Path:
         target = self._damaged / str(step)
         with asking(self._directory, f"setting the damaged checkpoint of step {step} aside"):
@@ -215,8 +241,13 @@ class Checkpoints:
 _SILENT = "the store did not answer: "
 
 
-class _Damaged(Exception):
+class DamagedError(Exception):
     """A checkpoint that is listed but cannot be read back as it was written."""
+
+
+def _absolute(place: epath.PathLike) -> epath.Path:
+    path = epath.Path(place)
+    return path if is_remote(path) else path.absolute()
 
 
 def _by_itself() -> ocp.options.MultiprocessingOptions:
@@ -231,7 +262,7 @@ def _by_itself() -> ocp.options.MultiprocessingOptions:
 
 
 def _in_all(what: str, read: Callable[[], Any]) -> Any:
-    """What every process could read; `_Damaged` in all of them if one could not.
+    """What every process could read; `DamagedError` in all of them if one could not.
 
     A store that did not answer says nothing about the checkpoint: then it is StorageError, and the
     checkpoint stays where it is.
@@ -246,7 +277,7 @@ def _in_all(what: str, read: Callable[[], Any]) -> Any:
     if silent:
         raise StorageError(f"{what} of a checkpoint cannot be read: {silent[0]}")
     if problems:
-        raise _Damaged(f"{what}: {problems[0]}")
+        raise DamagedError(f"{what}: {problems[0]}")
     return value
 
 

@@ -42,7 +42,7 @@ def quartet(shared) -> Path:
     def build(root: Path) -> None:
         for kind in ("dense", "top_k", "top_p", "hetero_top_p"):
             make_run(root / "runs", kind, **SMALL)
-        write_report([root / "runs"], root / "report")
+        write_report([root / "runs"], root / "report", pictures=False)
 
     return shared("quartet", build)
 
@@ -77,7 +77,7 @@ def _build_zoo(root: Path) -> None:
     bare = runs / "bare"
     bare.mkdir()
     (bare / "metrics.jsonl").write_text("")
-    write_report([*sorted(runs.iterdir())], root / "report")
+    write_report([*sorted(runs.iterdir())], root / "report", pictures=False)
 
 
 def _nan_losses(run: Path) -> None:

@@ -348,3 +348,52 @@ def _final(rows, routing, flops_per_token, kind) -> dict[str, Any]:
         "compute": {"flops": last["compute/flops"]},
         "time": {"elapsed": last["time/elapsed"]},
     }
+
+
+def make_curve(
+    root: Path,
+    name: str,
+    losses: list[Any],
+    *,
+    kind: str = "dense",
+    seed: int | None = 0,
+    tokens: float = 1000.0,
+    flops_per_token: float = 2e6,
+    tokens_per_second: float = 100.0,
+    rates: list[float] | None = None,
+    total_steps: int | None = None,
+    state: str = "done",
+    config: dict[str, Any] | None = None,
+) -> Path:
+    """A run of evaluations with these losses every 10 steps and `tokens`; no routing, no trace.
+
+    `rates` are the learning rates at the same steps; without them it falls in a straight line.
+    """
+    run = root / name
+    run.mkdir(parents=True)
+    widths = _widths(kind, 4, 32)
+    body = _config(kind, 0, {"name": name, "seed": seed} | (config or {}))
+    if seed is None:
+        del body["seed"]
+    write_json(run / "config.json", {"format_version": 1, "hash": "0", "config": body})
+    write_json(run / "model.json", _model(kind, 2, widths, 32))
+    write_json(run / "data.json", _data(CLASSES, DOMAINS))
+    write_json(run / "env.json", _env(run, kind))
+    count = len(losses)
+    rows = []
+    for i, loss in enumerate(losses, 1):
+        common = {
+            "step": 10 * i,
+            "tokens": tokens * i,
+            "compute/flops": tokens * i * flops_per_token,
+            "time/elapsed": tokens * i / tokens_per_second,
+        }
+        rate = 1 - i / count if rates is None else rates[i - 1]
+        train = {"train/loss": 3.0, "train/lr": rate, "perf/tokens_per_second": tokens_per_second}
+        rows += [common | train, common | {"eval/loss": loss, "eval/tokens": 16384}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status = {"format_version": 1, "state": state, "step": 10 * count}
+    write_json(run / "status.json", status | {"total_steps": total_steps or 10 * count})
+    measured = {"active_parameters": 1000.0, "flops_per_token": flops_per_token}
+    write_json(run / "final.json", {"format_version": 1, "measured": measured})
+    return run

@@ -43,7 +43,7 @@ def root(tmp_path):
 
 
 def test_a_root_stands_for_its_cells_and_tells_what_is_missing(root, tmp_path):
-    write_report([root], tmp_path / "report")
+    write_report([root], tmp_path / "report", pictures=False)
     found = json.loads((tmp_path / "report" / "report.json").read_text())
     assert len(found["runs"]) == 4  # the driver's own directory is no run
     told = [note for note in found["notes"] if note["where"] == "grid.json"]
@@ -57,7 +57,7 @@ def test_a_root_stands_for_its_cells_and_tells_what_is_missing(root, tmp_path):
 
 
 def test_seeds_are_one_row_with_a_t_interval(root, tmp_path):
-    write_report([root], tmp_path / "report")
+    write_report([root], tmp_path / "report", pictures=False)
     (best, *_) = json.loads((tmp_path / "report" / "report.json").read_text())["seeds"]
     assert best["name"] == "moe=top_k" and best["runs"] == [CELLS[0][2], CELLS[2][2]]
     # t(1) = 12.7062; sd of 2.0 and 2.5 is 0.25 * sqrt(2).
@@ -77,7 +77,7 @@ def test_unfinished_runs_count_in_no_mean(root):
 
 def test_without_several_seeds_there_is_no_such_section(tmp_path):
     make_run(tmp_path / "runs", "top_k", **TINY)
-    write_report([tmp_path / "runs"], tmp_path / "report")
+    write_report([tmp_path / "runs"], tmp_path / "report", pictures=False)
     assert 'id="seeds"' not in (tmp_path / "report" / "report.html").read_text()
 
 

@@ -17,6 +17,7 @@ import pytest
 from run_factory import edit_json, make_run
 
 from moejax.analysis.caveats import caveats
+from moejax.analysis.page import assets
 from moejax.analysis.report import write_report
 from moejax.analysis.runs import find_runs, load_runs
 from moejax.analysis.view import views
@@ -25,7 +26,7 @@ from moejax.config.knobs import ConfigError
 ROOT = Path(__file__).parents[2]
 SECTIONS = (
     *("summary", "runs", "loss", "layers", "load", "token-class", "frequency", "domain"),
-    *("notes", "provenance"),
+    *("not-drawn", "notes", "provenance"),
 )
 TINY = {"layers": 2, "experts": 4, "steps": 20, "trace_tokens": 200}
 
@@ -67,7 +68,16 @@ def report(root: Path) -> dict:
 
 
 def page(root: Path) -> str:
-    return (root / "report" / "report.html").read_text()
+    """The page without plotly.js, which is most of its bytes and not ours to look at."""
+    html = (root / "report" / "report.html").read_text()
+    assert html.count(assets.library()) == 1
+    return html.replace(assets.library(), "")
+
+
+def data(root: Path, figure: str) -> dict:
+    """What the page's script is given for a figure."""
+    start = f'<script type="application/json" id="data-{figure}">'
+    return json.loads(page(root).partition(start)[2].partition("</script>")[0])
 
 
 # ---- contents ----------------------------------------------------------------------------------
@@ -85,34 +95,37 @@ def test_every_section_is_there_and_every_link_leads_somewhere(quartet):
 
 def test_report_needs_no_network(quartet):
     html = page(quartet)
-    addresses = set(re.findall(r"https?://[^\"' <)]+", html))
-    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert not re.findall(r"https?://[^\"' <)]+", html)
     got = Page(html)
     assert not [e for e in got.elements if "src" in e[1] or e[0] in ("link", "iframe", "img")]
     assert "default-src 'none'" in got.all("meta")[1]["content"]
 
 
-def test_every_figure_has_pictures_numbers_and_a_caption(quartet):
+def test_every_figure_has_charts_numbers_and_a_caption(quartet):
     out = quartet / "report"
-    for figure in report(quartet)["figures"]:
-        assert figure["caption"] and not figure["empty"]
-        assert figure["png"]
-        for png in figure["png"]:
-            assert (out / png).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    charts = {a["data-chart"]: a for _, a in Page(page(quartet)).elements if "data-chart" in a}
+    drawn = [figure for figure in report(quartet)["figures"] if not figure["empty"]]
+    assert len(drawn) > 12
+    for figure in drawn:
+        assert figure["caption"] and figure["charts"]
+        for chart in figure["charts"]:
+            attributes = charts.pop(chart)
+            assert attributes["data-figure"] == figure["key"]
+            assert len(attributes["aria-label"]) > 20
         rows = list(csv.reader((out / figure["csv"]).read_text().splitlines()))
         assert len(rows) > 1
         assert {len(row) for row in rows} == {len(rows[0])}
+    assert not charts
 
 
-def test_figures_follow_the_theme_and_describe_themselves(quartet):
-    got = Page(page(quartet))
-    plots = [attrs for attrs in got.all("svg") if attrs.get("class") == "plot"]
-    assert len(plots) == sum(len(f["png"]) for f in report(quartet)["figures"])
-    assert all(attrs["role"] == "img" and len(attrs["aria-label"]) > 20 for attrs in plots)
-    inside = re.findall(r'<svg class="plot".*?</svg>', page(quartet), re.S)
-    # No fixed colour is left: all are variables of the theme.
-    assert not [c for svg in inside for c in re.findall(r"(?:fill|stroke):(#\w+)", svg)]
-    assert "var(--s3)" in "".join(inside)
+def test_a_figure_without_data_is_one_line_and_nothing_else(quartet):
+    empty = [figure for figure in report(quartet)["figures"] if figure["empty"]]
+    html = page(quartet)
+    shown = Page(html).text
+    for figure in empty:
+        assert f"{figure['title']}: {figure['empty']}." in shown
+        assert f'id="{figure["key"]}"' not in html
+    assert {"seed-bands", "words", "difficulty"} <= {figure["key"] for figure in empty}
 
 
 def test_heading_order_and_labels_serve_a_screen_reader(quartet):
@@ -136,6 +149,9 @@ def test_headline_is_computed_from_the_runs(quartet):
     assert any("one seed" in s for s in got["caveats"])
     assert got["baselines"] == {"unigram": 3.312, "bigram": 2.496}
     assert "unigram 3.31" in page(quartet) and "bigram 2.50" in page(quartet)
+    tiles = page(quartet).partition('class="tiles"')[2].partition("</dl>")[0]
+    for told in ("Training tokens", "Wall time", "cpu 1 x cpu 2 cores", "3.31 / 2.50"):
+        assert told in tiles
 
 
 def test_numbers_of_the_table_are_those_of_the_files(quartet):
@@ -169,8 +185,9 @@ def test_class_csv_agrees_with_the_trace(quartet):
 
 
 def test_experts_of_unequal_layers_are_labelled_by_width(quartet):
-    assert "expert, labelled by its width (hidden units)" in page(quartet)
-    assert re.search(r"<title>layer 0, expert 3, width 224: [\d.]+ x balanced", page(quartet))
+    (maps,) = data(quartet, "load").values()
+    hetero, top_k, _ = (maps["labels"][grid["columns"]] for grid in maps["grids"])
+    assert hetero == ["0 (32)", "1 (96)", "2 (160)", "3 (224)"] and top_k == ["0", "1", "2", "3"]
 
 
 def test_config_differences_and_provenance(quartet):
@@ -193,7 +210,8 @@ def test_the_figure_of_the_documentation_works(quartet, tmp_path, monkeypatch):
     exec(compile(example, "docs/report.md", "exec"), namespace)
     monkeypatch.setattr("moejax.analysis.report.FIGURES", (namespace["build"],))
     write_report([quartet / "runs"], tmp_path / "report")
-    assert [f["png"] for f in report(tmp_path)["figures"]] == [["figures/cv-layers.png"]]
+    assert [f["charts"] for f in report(tmp_path)["figures"]] == [["cv-layers"]]
+    assert (tmp_path / "report/figures/cv-layers.pdf").read_bytes()[:5] == b"%PDF-"
     rows = list(csv.DictReader((tmp_path / "report/data/cv.csv").read_text().splitlines()))
     assert {row["run"] for row in rows} == {"top_k", "top_p", "hetero_top_p"}
     assert 'id="cv"' in page(tmp_path)
@@ -238,7 +256,7 @@ def test_faulty_runs_make_a_whole_page(zoo):
 def _only(tmp_path, *kinds, **options) -> dict:
     for kind in kinds:
         make_run(tmp_path / "runs", kind, **TINY | options)
-    write_report([tmp_path / "runs"], tmp_path / "report")
+    write_report([tmp_path / "runs"], tmp_path / "report", pictures=False)
     Page(page(tmp_path))
     return report(tmp_path)
 
@@ -254,8 +272,8 @@ def test_one_run_that_is_still_running(tmp_path):
 
 def test_dense_only_says_why_figures_are_empty(tmp_path):
     figures = {f["key"]: f["empty"] for f in _only(tmp_path, "dense")["figures"]}
-    assert "no load to show" in figures["load"]
-    assert "nothing to divide" in figures["token-class"]
+    assert "no MoE run has written its routing" in figures["load"]
+    assert "no MoE run has an evaluation trace" in figures["token-class"]
     assert figures["loss"] == figures["layers"] == ""
 
 
@@ -263,7 +281,7 @@ def test_nothing_measured_yet(tmp_path):
     run = tmp_path / "runs" / "new"
     run.mkdir(parents=True)
     (run / "config.json").write_text('{"format_version": 1, "hash": "", "config": {}}')
-    write_report([run], tmp_path / "report")
+    write_report([run], tmp_path / "report", pictures=False)
     assert report(tmp_path)["findings"] == []
     assert "Nothing is measured yet" in page(tmp_path)
     Page(page(tmp_path))
@@ -282,10 +300,11 @@ def test_runs_that_differ_by_seed_only_give_a_noise_floor(tmp_path):
 
 def test_same_input_gives_the_same_bytes_also_without_jax(quartet, tmp_path):
     """In another process, with another hash seed, time zone and working directory."""
-    arguments = ["evaluate", str(quartet / "runs"), f"--out={tmp_path}"]
+    arguments = ["evaluate", str(quartet / "runs"), f"--out={tmp_path}", "--pictures=false"]
     code = (
         "import sys, runpy\n"
-        "for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'tensorflow', 'torch'):\n"
+        "for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax', 'tensorflow', 'torch',\n"
+        "             'plotly.io', 'plotly.graph_objects'):\n"
         "    sys.modules[name] = None\n"
         f"sys.argv = {arguments!r}\n"
         "runpy.run_module('tools.evaluate', run_name='__main__')\n"
@@ -306,9 +325,9 @@ def test_a_second_report_leaves_nothing_of_the_first(tmp_path):
     run.mkdir()
     (run / "metrics.jsonl").touch()
     write_report([run], tmp_path / "report")
-    stale = ["figures/load-9.png", "data/gone.csv"]
+    stale = ["figures/load-9.png", "figures/x.pdf", "data/gone.csv", "tables/gone.tex"]
     foreign = ["figures/mine.txt", "../keep.csv", "figures/../../keep.csv"]
-    (tmp_path / "report/figures").mkdir()
+    (tmp_path / "report/figures").mkdir(exist_ok=True)
     for name in [*stale, *foreign]:
         (tmp_path / "report" / name).write_text("x")
     edit_json(tmp_path / "report/report.json", files=[*stale, *foreign, 7])
@@ -321,9 +340,7 @@ def test_a_second_report_leaves_nothing_of_the_first(tmp_path):
     "arguments, message",
     [
         (["runs/quartett", "--out=o"], "runs/quartett: no such run directory"),
-        (["--out=o"], "no run directory given"),
         (["."], "--out is missing"),
-        ([".", "--out=o"], "not a run directory"),
     ],
 )
 def test_wrong_arguments_are_one_line(tmp_path, arguments, message):
@@ -332,6 +349,16 @@ def test_wrong_arguments_are_one_line(tmp_path, arguments, message):
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "paths, message", [([], "no run directory given"), (["."], "not a run directory")]
+)
+def test_nothing_to_report_on_is_a_wrong_argument(tmp_path, monkeypatch, paths, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        write_report(paths, "o")
     assert not (tmp_path / "o").exists()
 
 
@@ -373,7 +400,7 @@ def test_a_hundred_large_runs_give_a_bounded_report(tmp_path):
             unit=8,
         )
     write_report([tmp_path / "runs"], tmp_path / "report")
-    assert (tmp_path / "report/report.html").stat().st_size < 12e6
-    assert sum(len(data) for data in _bytes(tmp_path / "report").values()) < 60e6
+    assert (tmp_path / "report/report.html").stat().st_size < 25e6
+    assert sum(len(body) for body in _bytes(tmp_path / "report").values()) < 60e6
     assert len(report(tmp_path)["runs"]) == 100
     Page(page(tmp_path))

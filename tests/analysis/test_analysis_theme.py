@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from moejax.analysis import theme
-from moejax.analysis.assets import style_sheet
+from moejax.analysis.charts import theme
+from moejax.analysis.page.assets import style_sheet
 
 PAGES = {0: theme.LIGHT_PAGE, 1: theme.DARK_PAGE}
 
@@ -59,6 +59,14 @@ BLIND = {
 }
 
 
+@pytest.mark.parametrize("which", PAGES)
+def test_sequential_levels_rise_from_the_page_to_the_strongest(which):
+    away = [contrast(pair[which], PAGES[which]) for pair in theme.SEQUENCE]
+    assert away == sorted(away)
+    assert away[-1] > 5 > 1.4 > away[0]
+    assert len(set(theme.SEQUENCE)) == len(theme.SEQUENCE)
+
+
 @pytest.mark.parametrize("kind", BLIND)
 @pytest.mark.parametrize("which", PAGES)
 def test_load_levels_keep_their_order_for_the_colour_blind(kind, which):
@@ -87,3 +95,5 @@ def test_every_figure_colour_is_its_own_sentinel():
     for dark in (False, True):
         for variable in theme.sentinels().values():
             assert f"{variable[4:-1]}:#" in theme.css_variables(dark)
+        for name in theme.LEVELS:
+            assert f"--{name}:#" in theme.css_variables(dark)

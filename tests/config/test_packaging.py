@@ -10,7 +10,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-OPTIONAL = {"submitit", "tokamax", "wandb"}  # imported only when the user asks for it: extras
+# Imported only when the user asks for it: extras.
+OPTIONAL = {"reasoning_gym", "submitit", "tokamax", "wandb", "yaml"}
 # A dependency that nothing imports by name, and why it is there.
 INDIRECT = {"importlib-resources": "tensorflow-datasets imports it without declaring it"}
 

@@ -224,7 +224,10 @@ def test_a_split_shorter_than_one_window_names_the_sizes(tmp_path):
 @pytest.mark.parametrize(
     "corpus, reason",
     [
-        ("file:x.txt", "unknown corpus; did you mean 'files'?; known: embedded, files, tfds"),
+        (
+            "file:x.txt",
+            "unknown corpus; did you mean 'files'?; known: embedded, files, labelled, tfds",
+        ),
         ("files:", "needs an argument; nearest valid: files:PATTERN"),
         ("files", "needs an argument; nearest valid: files:PATTERN"),
         ("embedded:drama", "takes no argument; nearest valid value: 'embedded'"),

@@ -1,21 +1,73 @@
 """The figures of the report, in reading order.
 
-A figure is one small file here with `build(runs: Sequence[View]) -> Figure`, and one line below.
+A figure is one small file here with `build(evidence: Evidence) -> Figure`, and one line below.
+Those in `traced` are measured on traces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from moejax.analysis.figures import domains, frequency, layers, load, loss, token_class
+from moejax.analysis.evidence import Evidence
+from moejax.analysis.figures import (
+    domains,
+    forest,
+    frequency,
+    imbalance,
+    isoflop_valleys,
+    layers,
+    load,
+    loss,
+    pareto,
+    scaling_law,
+    seed_bands,
+    token_class,
+)
 from moejax.analysis.figures.base import Figure
-from moejax.analysis.view import View
+from moejax.analysis.figures.traced import (
+    coactivation,
+    confidence,
+    difficulty,
+    distribution,
+    language,
+    languages,
+    paths,
+    position,
+    relations,
+    specialisation,
+    speech,
+    stability,
+    token_loss,
+    vocabulary,
+    words,
+)
 
-FIGURES: tuple[Callable[[Sequence[View]], Figure], ...] = (
+FIGURES: tuple[Callable[[Evidence], Figure], ...] = (
     loss.build,
+    seed_bands.build,
+    forest.build,
+    pareto.build,
+    scaling_law.build,
+    isoflop_valleys.build,
     layers.build,
     load.build,
+    imbalance.build,
+    distribution.build,
     token_class.build,
     frequency.build,
     domains.build,
+    position.build,
+    token_loss.build,
+    speech.build,
+    difficulty.build,
+    language.build,
+    confidence.build,
+    stability.build,
+    coactivation.build,
+    specialisation.build,
+    vocabulary.build,
+    relations.build,
+    languages.build,
+    paths.build,
+    words.build,
 )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from moejax.analysis.evidence import Evidence
 from moejax.analysis.figures.base import Figure
 from moejax.analysis.figures.grouped import Kind
 from moejax.analysis.figures.grouped import build as build_grouped
-from moejax.analysis.view import View
 
 KIND = Kind(
     key="frequency",
@@ -22,6 +20,6 @@ KIND = Kind(
 )
 
 
-def build(runs: Sequence[View]) -> Figure:
+def build(evidence: Evidence) -> Figure:
     """Lines over log-spaced bins of the frequency rank."""
-    return build_grouped(runs, KIND)
+    return build_grouped(evidence.runs, KIND)

@@ -7,21 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
-from moejax.analysis import text, theme
-from moejax.analysis.figures.base import (
-    DRAWN,
-    EDGE,
-    Figure,
-    Panel,
-    Row,
-    canvas,
-    drawn_note,
-    finish,
-    plain_y,
-)
+from moejax.analysis import text
+from moejax.analysis.charts.spec import Axis, Chart, Series, series
+from moejax.analysis.figures.base import DRAWN, Figure, Row, drawn_note, missing
 from moejax.analysis.groups import QUANTITIES, Grouping
 from moejax.analysis.view import View
 
@@ -50,30 +39,21 @@ class Kind:
 
 
 def build(runs: Sequence[View], kind: Kind) -> Figure:
-    """Panels for active experts, width, expert width and loss; every run with a trace."""
+    """Charts for active experts, width, expert width and loss; every run with a trace."""
     traced = [v for v in runs if v.groups is not None]
     header: Row = ("run", "quantity", kind.column, "n", "mean", "ci95_half_width")
-    rows: list[Row] = [header]
-    for view in traced:
-        rows.extend(_rows(view, kind))
-    routed = [v for v in traced if v.groups is not None and v.groups.layers][:DRAWN]
-    panels: list[Panel] = []
-    if routed:
-        for quantity in QUANTITIES:
-            shown = traced[:DRAWN] if quantity == "loss" else routed
-            if panel := _panel(shown, kind, quantity):
-                panels.append(panel)
-    empty = "" if panels else "No MoE run has an evaluation trace: nothing to divide by group yet."
-    drawn = [v for v in traced if v.groups and v.groups.layers]
-    return Figure(
-        kind.key,
-        kind.title,
-        kind.caption + INTERVALS + drawn_note(drawn, routed),
-        tuple(rows),
-        (("", tuple(panels)),) if panels else (),
-        drawn=tuple(traced[:DRAWN]),
-        empty=empty,
-    )
+    rows = [row for view in traced for row in _rows(view, kind)]
+    routed = [v for v in traced if v.groups is not None and v.groups.layers]
+    drawn = routed[:DRAWN]
+    found = [
+        _chart(traced[:DRAWN] if quantity == "loss" else drawn, kind, quantity)
+        for quantity in (QUANTITIES if drawn else ())
+    ]
+    charts = tuple(chart for chart in found if chart)
+    if not charts:
+        return missing(kind.key, kind.title, "no MoE run has an evaluation trace to divide")
+    caption = kind.caption + INTERVALS + drawn_note(routed, drawn)
+    return Figure(kind.key, kind.title, caption, (header, *rows), (("", charts),))
 
 
 def _grouping(view: View, kind: Kind) -> Grouping:
@@ -93,74 +73,51 @@ def _rows(view: View, kind: Kind) -> list[Row]:
     ]
 
 
-def _panel(runs: Sequence[View], kind: Kind, quantity: str) -> Panel | None:
+def _chart(runs: Sequence[View], kind: Kind, quantity: str) -> Chart | None:
     having = [v for v in runs if quantity in _grouping(v, kind).means]
     labels, counts = _labels(having, kind, quantity)
     if not labels:
         return None
     title, unit = LABELS[quantity]
-    height = 320 if kind.ordered else int(np.clip(74 + 34 * len(labels), 150, 640))
-    figure, axes = canvas(480, height)
     reach = 0.26 if len(having) > 3 else 0.18
     offsets = np.linspace(-reach, reach, len(having)) if len(having) > 1 else np.zeros(1)
-    for view, offset in zip(having, offsets, strict=True):
-        place, mean, half = _series(view, kind, quantity, labels)
-        look = theme.style(view.index)
-        shown: dict[str, Any] = {
-            "color": look.color,
-            "marker": look.marker,
-            **EDGE,
-            "elinewidth": 1.4,
-        }
-        if kind.ordered:
-            axes.errorbar(place + 0.3 * offset, mean, half, ls=look.dash, lw=1.4, **shown)
-        else:
-            axes.errorbar(mean, place + offset, xerr=half, ls="none", **shown)
-    _tick_labels(axes, labels, counts, kind.ordered)
-    if kind.ordered:
-        label = "frequency rank in the training text (1 = most common)"
-        axes.set_xlabel(label, labelpad=27)
-        axes.grid(False, axis="x")
-        plain_y(axes, unit)
-    else:
-        axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.grid(False, axis="y")
-        for row in range(0, len(labels), 2):
-            axes.axhspan(row - 0.5, row + 0.5, color=theme.INK["band"][0], lw=0, zorder=0)
-        axes.set_xlabel(unit)
+    lines = tuple(
+        _series(view, kind, quantity, labels, offset)
+        for view, offset in zip(having, offsets, strict=True)
+    )
+    named = [f"{text.shorten(label, 24)}, n={n}" for label, n in zip(labels, counts, strict=True)]
+    groups = Axis(
+        "" if not kind.ordered else "frequency rank in the training text (1 = most common)",
+        low=-0.5,
+        high=len(labels) - 0.5,
+        ticks=tuple((float(i), name) for i, name in enumerate(labels if kind.ordered else named)),
+        reverse=not kind.ordered,
+    )
     alt = (
         f"{title} ({unit}) by {kind.column.replace('_', ' ')} for "
         f"{text.count(len(having), 'run')}, with 95 percent intervals. "
         "The numbers are in the table below the figure."
     )
     key = f"{kind.key}-{quantity.replace('_', '-')}"
-    return finish(figure, key, title, alt, having, heading=kind.title)
+    if kind.ordered:
+        return Chart(key, title, alt, groups, Axis(unit), lines)
+    height = int(np.clip(74 + 34 * len(labels), 150, 640))
+    return Chart(key, title, alt, Axis(unit), groups, lines, height=height, striped=True)
 
 
-def _tick_labels(axes: Axes, labels: Sequence[str], counts: Sequence[str], below: bool) -> None:
-    """Name and n of every group, on two lines.
-
-    Two texts instead of one with a line break: single lines are anchored at their end (or middle)
-    in the SVG, so they stay in place when the page enlarges text on a phone.
-    """
-    size = 8.5 if below and len(labels) > 7 else 9.5
-    axis = axes.xaxis if below else axes.yaxis
-    axis.set_ticks(range(len(labels)), [""] * len(labels))
-    where = axes.get_xaxis_transform() if below else axes.get_yaxis_transform()
-    for i, (label, n) in enumerate(zip(labels, counts, strict=True)):
-        for line, shown in enumerate((text.shorten(label, 24), f"n={n}")):
-            axes.annotate(
-                shown,
-                (i, 0) if below else (0, i),
-                xycoords=where,
-                xytext=(0, -7 - 11 * line) if below else (-5, 1 - 2 * line),
-                textcoords="offset points",
-                ha="center" if below else "right",
-                va="top" if below or line else "bottom",
-                fontsize=size,
-                color=theme.INK["muted"][0],
-                annotation_clip=False,
-            )
+def _series(view: View, kind: Kind, quantity: str, labels: Sequence[str], offset: float) -> Series:
+    grouping = _grouping(view, kind)
+    means = grouping.means[quantity]
+    where = {label: i for i, label in enumerate(grouping.labels)}
+    own = [(place, where[label]) for place, label in enumerate(labels) if label in where]
+    own = [(place, i) for place, i in own if means.count[i]]
+    index = [i for _, i in own]
+    mean, half = means.mean[index], np.nan_to_num(means.half_width[index])
+    place = np.array([place for place, _ in own], float)
+    if kind.ordered:
+        return series(view.name, view.index, place, mean, low=mean - half, high=mean + half)
+    ends: dict[str, Any] = {"low": mean - half, "high": mean + half}
+    return series(view.name, view.index, mean, place + offset, "points", **ends, sideways=True)
 
 
 def _labels(runs: Sequence[View], kind: Kind, quantity: str) -> tuple[list[str], list[str]]:
@@ -178,16 +135,3 @@ def _labels(runs: Sequence[View], kind: Kind, quantity: str) -> tuple[list[str],
         "–".join(text.short(n, 2) for n in sorted({min(ns), max(ns)})) for ns in found.values()
     ]
     return list(found), counts
-
-
-def _series(
-    view: View, kind: Kind, quantity: str, labels: Sequence[str]
-) -> tuple[NDArray, NDArray, NDArray]:
-    grouping = _grouping(view, kind)
-    means = grouping.means[quantity]
-    where = {label: i for i, label in enumerate(grouping.labels)}
-    own = [(place, where[label]) for place, label in enumerate(labels) if label in where]
-    own = [(place, i) for place, i in own if means.count[i]]
-    index = [i for _, i in own]
-    half = np.nan_to_num(means.half_width[index])
-    return np.array([place for place, _ in own], float), means.mean[index], half

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-from matplotlib.ticker import MaxNLocator
-
-from moejax.analysis import text, theme
-from moejax.analysis.figures.base import EDGE, Figure, Panel, Row, canvas, finish, plain_y
+from moejax.analysis import text
+from moejax.analysis.charts.spec import Axis, Chart, series
+from moejax.analysis.evidence import Evidence
+from moejax.analysis.figures.base import Figure, Row, missing
 from moejax.analysis.view import View
 
 TITLE = "Compute by layer"
@@ -20,30 +19,25 @@ CAPTION = (
     "the dense block): the part of the compute that routing changes. Look for layers that spend "
     "much more than others."
 )
+HEADER: Row = (
+    "run", "layer", "kind", "experts", "active_experts", "active_ffn_width", "drop_fraction",
+)  # fmt: skip
 
 
-def build(runs: Sequence[View]) -> Figure:
-    """One line per run in each panel; dense layers appear only in the width panel."""
-    rows: list[Row] = [
-        ("run", "layer", "kind", "experts", "active_experts", "active_ffn_width", "drop_fraction")
+def build(evidence: Evidence) -> Figure:
+    """One line per run in each chart; dense layers appear only in the one of the width."""
+    runs = evidence.runs
+    rows = [row for view in runs for row in _rows(view)]
+    if not rows:
+        return missing("layers", TITLE, "no run describes its layers")
+    found = [
+        _chart(rows, runs, "layers-experts", "Active experts", "experts per token", 4),
+        _chart(rows, runs, "layers-width", "Active width", "hidden units per token", 5),
     ]
-    for view in runs:
-        rows.extend(_rows(view))
-    if len(rows) == 1:
-        return Figure("layers", TITLE, CAPTION, tuple(rows), empty="No run describes its layers.")
-    experts = _panel(rows, runs, "layers-experts", "Active experts", "experts per token", 4)
-    width = _panel(rows, runs, "layers-width", "Active width", "hidden units per token", 5)
-    panels = tuple(p for p in (experts, width) if p)
-    empty = "" if panels else "No run has measured its layers yet."
-    return Figure(
-        "layers",
-        TITLE,
-        CAPTION,
-        tuple(rows),
-        (("", panels),) if panels else (),
-        drawn=tuple(runs),
-        empty=empty,
-    )
+    charts = tuple(chart for chart in found if chart)
+    if not charts:
+        return missing("layers", TITLE, "no run has measured its layers yet")
+    return Figure("layers", TITLE, CAPTION, (HEADER, *rows), (("", charts),))
 
 
 def _rows(view: View) -> list[Row]:
@@ -82,26 +76,26 @@ def _is_index(value: float) -> bool:
     return math.isfinite(value) and 0 <= value < 1e6
 
 
-def _panel(
+def _chart(
     rows: Sequence[Row], runs: Sequence[View], key: str, title: str, label: str, column: int
-) -> Panel | None:
-    figure, axes = canvas(480, 320)
-    drawn: list[View] = []
+) -> Chart | None:
+    of_run: dict[object, list[Row]] = {}
+    for row in rows:
+        of_run.setdefault(row[0], []).append(row)
+    lines = []
     for view in runs:
-        own = [row for row in rows[1:] if row[0] == view.name and math.isfinite(row[column])]  # type: ignore[arg-type]
-        if not own:
-            continue
-        drawn.append(view)
-        look = theme.style(view.index)
-        x = np.array([row[1] for row in own], float)
-        y = np.array([row[column] for row in own], float)
-        marks = max(1, x.size // 12)
-        axes.plot(x, y, color=look.color, ls=look.dash, marker=look.marker, markevery=marks, **EDGE)
-    if not drawn:
+        own = of_run.get(view.name, [])
+        line = series(view.name, view.index, [r[1] for r in own], [r[column] for r in own])  # type: ignore[arg-type]
+        if line.x_N.size:
+            lines.append(line)
+    if not lines:
         return None
-    plain_y(axes, label)
-    axes.set_xlabel("layer (0 is next to the input)")
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.05)
-    alt = f"Line chart of {label} in every layer for {text.count(len(drawn), 'run')}."
-    return finish(figure, key, title, alt, drawn, heading=TITLE)
+    high = 1.08 * max(float(line.y_N.max()) for line in lines)
+    return Chart(
+        key,
+        title,
+        f"Line chart of {label} in every layer for {text.count(len(lines), 'run')}.",
+        Axis("layer (0 is next to the input)", whole=True),
+        Axis(label, low=0.0, high=high or 1.0),
+        tuple(lines),
+    )

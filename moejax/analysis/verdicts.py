@@ -1,0 +1,113 @@
+"""What the comparison allows to say: claims that hold, that do not, or that it cannot tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from moejax.analysis import text
+from moejax.analysis.compare import BEYOND, UNKNOWN, Comparison, Row
+from moejax.analysis.evidence import Evidence, Scaling
+from moejax.analysis.view import View
+
+HOLDS, DOES_NOT, CANNOT_TELL = "holds", "does not", "cannot tell at this scale"
+MOST = 6  # configurations told one by one
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A sentence about the runs, the numbers that decide it, and the verdict."""
+
+    claim: str
+    because: str
+    verdict: str
+
+    def __str__(self) -> str:
+        return f"{self.claim} {self.because}: {self.verdict}."
+
+
+def claims(evidence: Evidence) -> list[Claim]:
+    """Claims about loss at equal budgets, about rarity and compute, and about scaling."""
+    found = [
+        _difference(comparison, row)
+        for comparison in evidence.comparisons.values()
+        if comparison.at in ("tokens", "flops")
+        for row in [r for r in comparison.rows if r.difference and r.difference.mean.n][:MOST]
+    ]
+    found += [claim for view in evidence.runs if (claim := _rarity(view))][:MOST]
+    return [*found, *_exponents(evidence.scaling)]
+
+
+def _difference(comparison: Comparison, row: Row) -> Claim:
+    gap = row.difference
+    assert gap is not None
+    at = "equal FLOPs" if comparison.at == "flops" else f"equal {comparison.at}"
+    claim = f"At {at}, {row.name} has a lower loss than {comparison.baseline}."
+    pairs = text.count(gap.mean.n, "seed")
+    because = f"Difference {gap.mean.mean:+.4f} nats"
+    because += f" ± {gap.mean.half_width:.4f}" if math.isfinite(gap.mean.half_width) else ""
+    because += f" over {pairs}"
+    if gap.verdict == UNKNOWN:
+        because += ", and no configuration has a second seed to tell the noise"
+    elif math.isfinite(gap.least) and gap.mean.n < 3:
+        because += f"; beyond the noise of seeds from {gap.least:.4f}"
+    if gap.verdict != BEYOND:
+        return Claim(claim, because, CANNOT_TELL)
+    return Claim(claim, because, HOLDS if gap.mean.mean < 0 else DOES_NOT)
+
+
+def _rarity(view: View) -> Claim | None:
+    """Whether the rarest tokens get more units than the commonest: the ends of the frequency bins.
+
+    Only of routers that can give tokens different amounts.
+    """
+    if view.groups is None or not view.groups.layers:
+        return None
+    means = view.groups.by_frequency.means["width"]
+    usable = np.flatnonzero((means.count >= 30) & np.isfinite(means.half_width))
+    if usable.size < 2:
+        return None
+    common, rare = int(usable[0]), int(usable[-1])
+    gap = float(means.mean[rare] - means.mean[common])
+    # Of the difference of two means, from the intervals of both.
+    half = float(np.hypot(means.half_width[rare], means.half_width[common]))
+    if gap == 0 and half == 0:
+        return None
+    labels = view.groups.by_frequency.labels
+    claim = f"{view.name} gives rare tokens more hidden units than common ones."
+    because = (
+        f"Ranks {labels[rare]} get {gap:+.1f} ± {half:.1f} units per layer against ranks "
+        f"{labels[common]}, with tokens taken as independent"
+    )
+    if abs(gap) <= half:
+        return Claim(claim, because, CANNOT_TELL)
+    return Claim(claim, because, HOLDS if gap > 0 else DOES_NOT)
+
+
+def _exponents(scaling: Scaling | str) -> Sequence[Claim]:
+    """Whether a group's loss falls faster with compute than the baseline's, by their α."""
+    if isinstance(scaling, str) or scaling.power.comparison is None:
+        return []
+    own = {g: part.fit for g, part in scaling.power.parts.items() if part.fit is not None}
+    base = scaling.power.comparison.baseline
+    if base not in own:
+        return []
+    found = []
+    for group, fit in own.items():
+        mine, theirs = fit.estimates.get("alpha"), own[base].estimates.get("alpha")
+        if group == base or mine is None or theirs is None:
+            continue
+        claim = f"The loss of {group} falls faster with compute than that of {base}."
+        because = (
+            f"α {mine.value:.3f} ({mine.low:.3f} to {mine.high:.3f}) against {theirs.value:.3f} "
+            f"({theirs.low:.3f} to {theirs.high:.3f})"
+        )
+        if mine.low > theirs.high:
+            verdict = HOLDS
+        else:
+            verdict = DOES_NOT if mine.high < theirs.low else CANNOT_TELL
+        found.append(Claim(claim, because, verdict))
+    return found
