@@ -13,7 +13,7 @@ from test_analysis_hostile import HOSTILE
 
 from moejax.analysis.report import write_report
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.all
 # What the attacks would do, if they ran: the title is the page's own afterwards.
 ATTACKS = (
     "<img src=x onerror=document.title='HIT'>",

@@ -385,7 +385,7 @@ def _bytes(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in found}
 
 
-@pytest.mark.slow
+@pytest.mark.all
 def test_a_hundred_large_runs_give_a_bounded_report(tmp_path):
     for i in range(100):
         kind = ("dense", "top_k", "top_p", "hetero_top_k", "hetero_top_p")[i % 5]

@@ -146,8 +146,16 @@ def test_intervals_cover_in_a_small_sample(rng):
     assert found["alpha"] >= 19 / 24 and found["L_inf"] >= 19 / 24
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["power", "one run a cell", "two seeds a cell", "clark", "huber"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(pytest.param(case, marks=pytest.mark.slow) for case in ("power", "two seeds a cell")),
+        *(
+            pytest.param(case, marks=pytest.mark.all)
+            for case in ("one run a cell", "clark", "huber")
+        ),
+    ],
+)
 def test_intervals_cover_95_percent(case, rng):
     n, d = mesh(np.geomspace(1e7, 1e9, 5), np.geomspace(1e8, 1e10, 5))
     draws, options = 200, {"replicates": 199}
