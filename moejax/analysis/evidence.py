@@ -11,19 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moejax.analysis import text
 from moejax.analysis.arrays import ArrayFileError
 from moejax.analysis.compare import AXES, Comparison, Selection, compare, select
+from moejax.analysis.interventions import Sweep, SweepFile, find_sweeps, read_sweep
 from moejax.analysis.routing.grouped import sequences_of
 from moejax.analysis.scaling import (
     Dataset,
+    Fit,
     IsoFlop,
+    Options,
     Question,
     Study,
+    fit,
     from_runs,
     isoflop,
     make_law,
     study,
 )
+from moejax.analysis.scaling.determinacy import refusal
 from moejax.analysis.traces import Labels, Trace, TraceFile, find_traces, read_labels, read_trace
 from moejax.analysis.view import View
 from moejax.config.knobs import ConfigError
@@ -54,10 +60,22 @@ class Traced:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scaling:
-    """Answers about scaling: `power` is L∞ + A·C^-α of each group, `valleys` IsoFLOP by group."""
+    """Answers about scaling: `power` is L∞ + A·C^-α of each group, `valleys` IsoFLOP by group.
+
+    `surfaces` is E + A·N^-α + B·D^-β of each group, or why it cannot be fitted.
+    """
 
     power: Study
     valleys: dict[str, IsoFlop]
+    surfaces: dict[str, Fit | str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Swept:
+    """A sweep of interventions and the run that it is of."""
+
+    view: View
+    sweep: Sweep
 
 
 Need = Callable[[Traced], bool]
@@ -99,12 +117,28 @@ class Evidence:
         except ConfigError as error:
             return str(error)
         return Scaling(
-            study(dataset, Question(make_law("power"), by_group=True)), _valleys(dataset)
+            study(dataset, Question(make_law("power"), by_group=True)),
+            _valleys(dataset),
+            surfaces(dataset),
         )
 
     def look(self, run_name: str) -> int:
         """The look of a treatment's first run, so that it is drawn alike everywhere."""
         return next((view.index for view in self.runs if view.name == run_name), 0)
+
+    # ---- interventions ----
+
+    @functools.cached_property
+    def sweeps(self) -> list[Swept]:
+        """The newest readable sweep of each intervention and corpus of each run."""
+        found = []
+        for view in self.runs:
+            by_place: dict[tuple[str, str], list[SweepFile]] = {}
+            for file in find_sweeps(view.run.root):
+                by_place.setdefault((file.folder, file.corpus), []).append(file)
+            for files in by_place.values():
+                found += [Swept(view, one)] if (one := _newest(view, files)) is not None else []
+        return found
 
     # ---- traces ----
 
@@ -140,6 +174,30 @@ def _valleys(dataset: Dataset) -> dict[str, IsoFlop]:
     if not all(map(points.has, ("n", "d", "c"))):
         return {}
     return {group: isoflop(points.in_group(group)) for group in points.groups}
+
+
+def surfaces(dataset: Dataset, options: Options | None = None) -> dict[str, Fit | str]:
+    """L(N, D) = E + A·N^-α + B·D^-β of each group, or in one line why it cannot be fitted."""
+    law, options = make_law("chinchilla"), options or Options()
+    points = dataset.points.ordered()
+    found: dict[str, Fit | str] = {}
+    for i, group in enumerate(points.groups):
+        own = points.in_group(group)
+        # As in `study`: groups are different runs, so their errors are drawn independently.
+        seeded = dataclasses.replace(options, seed=options.seed + 1000 * (i + 1))
+        found[group] = refusal(law, own) or fit(law, own, seeded)
+    return found
+
+
+def _newest(view: View, files: Sequence[SweepFile]) -> Sweep | None:
+    for file in reversed(files):
+        try:
+            return read_sweep(file.path)
+        except ConfigError as error:
+            where = f"interventions/{file.folder}/{file.corpus}/{file.path.name}"
+            what = str(error).replace(str(file.path), file.path.name)
+            view.run.note("warning", text.clean(where), text.clean(what))
+    return None
 
 
 def _last(view: View, corpus: str, files: Sequence[TraceFile]) -> Traced | None:

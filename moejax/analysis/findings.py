@@ -14,7 +14,7 @@ import numpy as np
 from moejax.analysis import metrics as m
 from moejax.analysis import text
 from moejax.analysis.figures.loss import baselines
-from moejax.analysis.groups import Grouping
+from moejax.analysis.groups import FEW, Grouping
 from moejax.analysis.view import View, ranking
 
 NAMED = 6  # with more runs a sentence gives the range instead of every run
@@ -208,12 +208,13 @@ def _classes(runs: Sequence[View]) -> list[str]:
 
 def _extremes(grouping: Grouping) -> tuple[tuple[str, float], tuple[str, float]] | None:
     means = grouping.means["active"]
-    usable = np.flatnonzero((means.count >= 30) & np.isfinite(means.half_width))
+    usable = np.flatnonzero((means.tokens >= FEW) & np.isfinite(means.half_width))
     if usable.size < 2:
         return None
     top = int(usable[np.argmax(means.mean[usable])])
     low = int(usable[np.argmin(means.mean[usable])])
     gap = means.mean[top] - means.mean[low]
+    # The sum of both half widths bounds that of the difference, however the two go together.
     if gap <= means.half_width[top] + means.half_width[low] or gap < 0.01:
         return None
     return (grouping.labels[top], float(means.mean[top])), (

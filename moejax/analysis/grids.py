@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from moejax.analysis import text
-from moejax.analysis.runs import MAX_JSON_BYTES, Note, Record, looks_like_run
+from moejax.analysis.runs import MAX_JSON_BYTES, Note, Record, Run, looks_like_run
 from moejax.config.files import read_json
 from moejax.config.knobs import ConfigError
 
@@ -19,6 +20,36 @@ def grid_notes(paths: Sequence[str | os.PathLike[str]]) -> list[Note]:
         path = root / "grid.json"
         if path.is_file():
             found += _notes(root, path)
+    return found
+
+
+def axes_of(run: Run) -> dict[str, str]:
+    """Axis -> label of the run's cell in its grid; {} for a run that is no cell of a grid."""
+    path = run.root.parent / "grid.json"
+    try:
+        now = path.stat()
+    except OSError:
+        return {}
+    return _cells(path, now.st_mtime_ns, now.st_size).get(run.root.name, {})
+
+
+@functools.lru_cache(maxsize=32)
+def _cells(path: Path, changed: int, size: int) -> dict[str, dict[str, str]]:
+    """Directory -> axis -> label of a `grid.json`; {} if it cannot be read.
+
+    `changed` and `size` are in the key so that a file that grows is read again.
+    """
+    try:
+        record = Record(read_json(path) if size <= MAX_JSON_BYTES else None)
+    except (ConfigError, OSError, RecursionError):
+        return {}
+    cells = record.get("cells")
+    found: dict[str, dict[str, str]] = {}
+    for cell in map(Record, cells if isinstance(cells, list) else []):
+        directory, axes = cell.get("directory"), cell.get("axes")
+        if isinstance(directory, str) and isinstance(axes, list):
+            pairs = [a for a in axes if isinstance(a, list) and len(a) == 2]
+            found[directory] = {text.clean(a, 60): text.clean(b, 120) for a, b in pairs}
     return found
 
 

@@ -1,4 +1,4 @@
-"""Losses in other units, means of groups, bins and curves: pure functions of arrays.
+"""Losses in other units, bins and curves: pure functions of arrays.
 
 The metrics of routing are in `moejax.analysis.routing`. What is undefined (no tokens, one token's
 interval) is NaN, never an exception and never a silent 0.
@@ -6,15 +6,11 @@ interval) is NaN, never an exception and never a silent 0.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
 def divide(a: ArrayLike, b: ArrayLike) -> Floats:
@@ -38,33 +34,6 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
 def reduction(value: float, reference: float) -> float:
     """How far `value` lies below `reference`: 1 - value / reference. No unit; negative is above."""
     return float(1.0 - divide(np.float64(value), np.float64(reference)))
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupMeans:
-    """Mean per group with a normal 95 % interval, all `[G]`; NaN where tokens are too few."""
-
-    count: Ints
-    mean: Floats
-    half_width: Floats
-
-
-def group_means(value_T: NDArray, group_T: NDArray, groups: int) -> GroupMeans:
-    """Mean of `value_T` in each group 0..groups-1, with half_width = 1.96 * s / sqrt(n) (s: n - 1).
-
-    Tokens whose value is NaN or whose group is out of range are left out of the count too. The
-    interval treats tokens as independent draws; neighbours in a text are not, so read it as a lower
-    bound on the uncertainty. One token has a mean and no interval.
-    """
-    value = np.asarray(value_T, np.float64)
-    group = np.asarray(group_T, np.int64)
-    good = np.isfinite(value) & (group >= 0) & (group < groups)
-    value, group = value[good], group[good]
-    count = np.bincount(group, minlength=groups)
-    mean = divide(np.bincount(group, value, minlength=groups), count)
-    squares = np.bincount(group, (value - mean[group]) ** 2, minlength=groups)
-    variance = np.where(count > 1, divide(squares, count - 1.0), np.nan)
-    return GroupMeans(count, mean, Z95 * np.sqrt(divide(variance, count)))
 
 
 def rank_edges(highest_rank: int) -> Ints:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from moejax.config.knobs import ConfigError, nearest
 
 MAX_JSON_BYTES = 64 << 20
 MARKERS = ("config.json", "metrics.jsonl", "status.json", "model.json")
+_CELL = re.compile(r"(.+)-[0-9a-f]{10}", re.DOTALL)
 CAUSES = ("k_max", "capacity", "row_budget", "exchange_send", "exchange_receive")
 
 _ROUTING_FIELDS = {
@@ -268,10 +270,24 @@ def _nearest_run(path: str) -> str:
 
 
 def _unique_names(paths: Sequence[str]) -> Iterator[str]:
-    """The shortest tails of the paths that tell them apart: `run`, or `a/run` and `b/run`."""
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    """The shortest tails of the paths that tell them apart: `run`, or `a/run` and `b/run`.
+
+    Cells of a grid go without the ten digits of a hash behind their name, unless another directory
+    beside them is called the same without them.
+    """
+    whole = [Path(os.path.abspath(path)) for path in paths]
+    short = [path.parent / _without_hash(path) for path in whole]
+    claimed = Counter(place for pair in zip(whole, short, strict=True) for place in {*pair})
+    parts = [
+        (own if claimed[own] == 1 else path).parts for path, own in zip(whole, short, strict=True)
+    ]
     for own in parts:
         depth = 1
         while depth < len(own) and sum(other[-depth:] == own[-depth:] for other in parts) > 1:
             depth += 1
         yield text.clean("/".join(own[-depth:]), 120)
+
+
+def _without_hash(path: Path) -> str:
+    cell = _CELL.fullmatch(path.name)
+    return cell[1] if cell and (path.parent / "grid.json").is_file() else path.name

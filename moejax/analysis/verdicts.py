@@ -6,11 +6,10 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from moejax.analysis import text
 from moejax.analysis.compare import BEYOND, UNKNOWN, Comparison, Row
 from moejax.analysis.evidence import Evidence, Scaling
+from moejax.analysis.figures.scaling_law import estimate
 from moejax.analysis.view import View
 
 HOLDS, DOES_NOT, CANNOT_TELL = "holds", "does not", "cannot tell at this scale"
@@ -64,27 +63,17 @@ def _rarity(view: View) -> Claim | None:
 
     Only of routers that can give tokens different amounts.
     """
-    if view.groups is None or not view.groups.layers:
+    gap = view.groups.rarity if view.groups is not None else None
+    if gap is None or not math.isfinite(gap.half_width) or (gap.mean == 0 and gap.half_width == 0):
         return None
-    means = view.groups.by_frequency.means["width"]
-    usable = np.flatnonzero((means.count >= 30) & np.isfinite(means.half_width))
-    if usable.size < 2:
-        return None
-    common, rare = int(usable[0]), int(usable[-1])
-    gap = float(means.mean[rare] - means.mean[common])
-    # Of the difference of two means, from the intervals of both.
-    half = float(np.hypot(means.half_width[rare], means.half_width[common]))
-    if gap == 0 and half == 0:
-        return None
-    labels = view.groups.by_frequency.labels
     claim = f"{view.name} gives rare tokens more hidden units than common ones."
     because = (
-        f"Ranks {labels[rare]} get {gap:+.1f} ± {half:.1f} units per layer against ranks "
-        f"{labels[common]}, with tokens taken as independent"
+        f"Ranks {gap.of} get {gap.mean:+.1f} ± {gap.half_width:.1f} units per layer against ranks "
+        f"{gap.minus}, with sequences of the text as independent draws"
     )
-    if abs(gap) <= half:
+    if abs(gap.mean) <= gap.half_width:
         return Claim(claim, because, CANNOT_TELL)
-    return Claim(claim, because, HOLDS if gap > 0 else DOES_NOT)
+    return Claim(claim, because, HOLDS if gap.mean > 0 else DOES_NOT)
 
 
 def _exponents(scaling: Scaling | str) -> Sequence[Claim]:
@@ -101,10 +90,9 @@ def _exponents(scaling: Scaling | str) -> Sequence[Claim]:
         if group == base or mine is None or theirs is None:
             continue
         claim = f"The loss of {group} falls faster with compute than that of {base}."
-        because = (
-            f"α {mine.value:.3f} ({mine.low:.3f} to {mine.high:.3f}) against {theirs.value:.3f} "
-            f"({theirs.low:.3f} to {theirs.high:.3f})"
-        )
+        because = f"α {estimate(mine)} against {estimate(theirs)}"
+        if not (mine.known and theirs.known):
+            because += ", without an interval of both"
         if mine.low > theirs.high:
             verdict = HOLDS
         else:

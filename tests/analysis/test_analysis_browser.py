@@ -50,6 +50,7 @@ def page(tmp_path_factory):
             **options,
         )
         _corpus(run)
+        _sweeps(run)
     write_report([root / "runs"], root / "report", pictures=False)
     with chromium(root / "profile") as found:
         found.visit(root / "report" / "report.html", 1200, 30000)
@@ -80,6 +81,23 @@ def _corpus(run: Path) -> None:
     labels |= {"languages": list(ATTACKS), "parts_of_speech": list(ATTACKS)}
     pieces = [*ATTACKS, *HOSTILE[:15]]
     write_json(run / "trace" / "corpus" / "labels.json", labels | {"pieces": pieces})
+
+
+def _sweeps(run: Path) -> None:
+    """Interventions on a hostile corpus, with hostile values among numbers."""
+    loss = {"mean": 3.0, "low": 2.9, "high": 3.1}
+    per_layer = {name: [1.0, 1.0] for name in ("active_L", "width_L", "shared_L")}
+    values = ["0", "1", *ATTACKS]
+    for what in ("disable_top", "shared_for_routed", "drop_one", ATTACKS[0]):
+        layers = [1] if what == "drop_one" else [0, 1]
+        rows = [{"value": v, "layers": layers, "loss": loss, "change": loss} for v in values]
+        record = {"format_version": 1, "what": what, "acts_on": ATTACKS[1], "step": 1, "tokens": 5}
+        record |= {"sequences": 2, "corpus": ATTACKS[2], "layers_L": [0, 1], "experts_L": [4, 4]}
+        record["untouched"] = {"value": "", "layers": [], "loss": loss, "change": loss} | per_layer
+        record["rows"] = [row | per_layer for row in rows]
+        path = run / "interventions" / str(len(what)) / "x" / "1.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
 
 
 def test_every_chart_is_drawn_without_an_error_or_a_refusal(page):

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from run_factory import make_run, save, write_json
 
-from moejax.analysis.evidence import Evidence, Scaling, spread_layers
+from moejax.analysis.evidence import Evidence, Scaling, spread_layers, surfaces
 from moejax.analysis.figures import (
     FIGURES,
+    contours,
     forest,
     imbalance,
     isoflop_valleys,
@@ -25,6 +26,7 @@ from moejax.analysis.figures.traced import (
     confidence,
     distribution,
     paths,
+    probability,
     specialisation,
     stability,
     words,
@@ -69,7 +71,11 @@ def corpus(run, step=None, seed=0):
         "position_T": (at % 12).astype(np.int32),
         "domain_T": (at // 12 % 2).astype(np.uint8),
         "entropy_LT": rng.random((layers, tokens)).astype(np.float16),
+        "top1_LT": rng.random((layers, tokens)).astype(np.float16),
+        "need_p_Q": np.array([0.5, 0.9], np.float32),
+        "need_LTQ": rng.integers(1, 5, (layers, tokens, 2)).astype(np.float16),
     }
+    arrays["top1_LT"][0, :7] = np.nan
     name = path.name if step is None else f"{step:08d}.npz"
     save(run / "trace" / "books" / name, arrays)
     labels = {"format_version": 1, "corpus": "books", "domains": ["verse", "prose"]}
@@ -175,6 +181,49 @@ def test_saturation_and_churn_count_common_experts(made):
         assert own["saturation"]["fraction"] == pytest.approx(20 / 60)
 
 
+def test_checkpoints_on_other_tokens_are_left_out_and_said(made, tmp_path):
+    runs = []
+    for name, steps in (("kept", (20, 40)), ("other", (20,))):
+        run = make_run(tmp_path, "top_p", name=name, **SHAPE)
+        for step in steps:
+            corpus(run, step=step)
+        last = corpus(run)
+        if name == "kept":  # one of its two is of other tokens
+            save(run / "trace/books/00000020.npz", last | {"token_T": last["token_T"] + 1})
+        else:
+            save(run / "trace/books/00000020.npz", last | {"token_T": last["token_T"] + 2})
+        runs.append(run)
+    figure = stability.build(Evidence(views(load_runs(find_runs(runs))[0])))
+    assert {row["run"] for row in table(figure)} == {"kept"}
+    assert "kept (some: 1 earlier checkpoint traced on other tokens" in figure.caption
+    assert "other (all: 1 earlier checkpoint traced on other tokens" in figure.caption
+    alone = stability.build(Evidence(views(load_runs(find_runs(runs[1:]))[0])))
+    assert "other (all: 1 earlier checkpoint" in alone.empty
+
+
+def test_probabilities_are_counted_in_bins(made):
+    _, evidence, (_, final) = made
+    figure = probability.build(evidence)
+    rows = table(figure)
+    top1 = final["top1_LT"].astype(float)
+    top1 = top1[np.isfinite(top1)]
+    shares = [r for r in rows if r["quantity"] == "largest probability"]
+    assert sum(r["tokens"] for r in shares) == top1.size == 3 * 240 - 7
+    for row in shares:
+        last = row["to"] == 1.0
+        inside = [row["from"] <= v and (v < row["to"] or last) for v in top1.tolist()]
+        assert row["tokens"] == sum(inside)
+        assert row["share"] == pytest.approx(sum(inside) / top1.size)
+    for q, p in enumerate(("0.5", "0.9")):
+        own = {r["from"]: r["tokens"] for r in rows if r["p"] == p}
+        need = final["need_LTQ"][..., q].ravel().tolist()
+        assert own == {n: need.count(n) for n in (1, 2, 3, 4)}
+    _, (_, needed) = figure.charts
+    (line,) = needed.series
+    at = final["need_LTQ"][..., 0].ravel().tolist()
+    assert line.y_N.tolist() == pytest.approx([at.count(n) / 720 for n in range(5)])
+
+
 def only(evidence, monkeypatch):
     """The evidence with the corpus alone, so that figures are of its one run."""
     kept = {"books": evidence.corpora["books"]}
@@ -241,7 +290,8 @@ def planted(loss):
     points = make_points(run=run, group=group, seed=list(map(str, seed)), n=n, d=d, c=c, loss=value)
     dataset = Dataset(points)
     answer = study(dataset, Question(make_law("power"), Options(replicates=40), by_group=True))
-    return Scaling(answer, {g: isoflop(points.in_group(g)) for g in points.groups})
+    valleys = {g: isoflop(points.in_group(g)) for g in points.groups}
+    return Scaling(answer, valleys, surfaces(dataset, Options(replicates=0)))
 
 
 def test_scaling_figures_show_the_planted_law(made, monkeypatch):
@@ -258,7 +308,7 @@ def test_scaling_figures_show_the_planted_law(made, monkeypatch):
     assert (lines["moe, law"].low_N <= lines["moe, law"].y_N).all()
     assert lines["moe, law"].x_N[-1] == pytest.approx(3 * 64e12)
     said = [str(c) for c in claims(evidence) if "falls faster" in c.claim]
-    assert len(said) == 1 and said[0].endswith(f"{CANNOT_TELL}.")
+    assert len(said) == 1 and said[0].endswith(f"{CANNOT_TELL}.") and "nan" not in said[0]
     rows = paper_tables(evidence, [])["scaling"][1]
     assert {r[2] for r in rows[1:] if r[0] == "moe"} == set(found.power.parts["moe"].fit.estimates)
 
@@ -270,6 +320,37 @@ def test_isoflop_shows_valleys_with_their_minima(made, monkeypatch):
     rows = table(isoflop_valleys.build(evidence))
     assert len(rows) == 48
     assert [r["best_N"] for r in rows] == pytest.approx([4e5] * 48, rel=0.01)
+
+
+def surface(ray):
+    """A planted L(N, D) of one group: sizes by ratios of tokens, or all at one ratio."""
+    sizes, ratios = (1e5, 3e5, 1e6, 3e6), (20.0,) if ray else (5.0, 20.0, 80.0)
+    n, d = (np.array(v) for v in zip(*((n, r * n) for n in sizes for r in ratios), strict=True))
+    loss = 1.7 + 400 * n**-0.34 + 410 * d**-0.28
+    group = ["dense"] * n.size
+    return Dataset(make_points(group=group, n=n, d=d, c=6 * n * d, loss=loss))
+
+
+def test_contours_lie_where_the_law_has_their_loss(made, monkeypatch):
+    _, evidence, _ = made
+    scaling = planted(lambda n, c, group: 2.0 + 300 * c**-0.2)
+    found = surfaces(surface(ray=False), Options(replicates=0))
+    both = Scaling(scaling.power, {}, found | surfaces(surface(ray=True)) | {"moe": "no D"})
+    monkeypatch.setitem(evidence.__dict__, "scaling", both)
+    why = contours.build(evidence).empty
+    assert why.startswith("dense: N and D lie on one ray") and why.endswith("; moe: no D")
+    both = Scaling(scaling.power, {}, found | {"moe": "no D"})
+    monkeypatch.setitem(evidence.__dict__, "scaling", both)
+    figure = contours.build(evidence)
+    rows = table(figure)
+    lines = [r for r in rows if r["kind"] == "contour"]
+    assert len({r["loss"] for r in lines}) == contours.LEVELS
+    for row in lines:
+        want = 1.7 + 400 * row["N"] ** -0.34 + 410 * row["D"] ** -0.28
+        assert row["loss"] == pytest.approx(want, rel=2e-3)
+        assert 5e5 * 0.999 <= row["D"] <= 80 * 3e6 * 1.001
+    assert sum(r["kind"] == "run" for r in rows) == 12
+    assert "alpha 0.34" in figure.caption and "Not fitted: moe: no D." in figure.caption
 
 
 def test_claims_end_with_a_verdict(made, tmp_path):

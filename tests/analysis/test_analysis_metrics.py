@@ -1,4 +1,4 @@
-"""Known answers for losses in other units, group means, bins and curves."""
+"""Known answers for losses in other units, bins and curves."""
 
 from __future__ import annotations
 
@@ -17,27 +17,6 @@ def test_loss_in_other_units():
     assert math.isnan(m.bits_per_byte(1.0, 0.0))
     assert m.reduction(1.5, 2.0) == 0.25
     assert math.isnan(m.reduction(1.0, math.nan))
-
-
-def test_group_means_and_intervals_by_hand():
-    value = np.array([1.0, 3.0, 5.0, 7.0, np.nan, 9.0])
-    group = np.array([0, 0, 0, 1, 1, 5])
-    got = m.group_means(value, group, 3)
-    np.testing.assert_array_equal(got.count, [3, 1, 0])
-    np.testing.assert_allclose(got.mean, [3, 7, np.nan])
-    # s = 2, n = 3
-    np.testing.assert_allclose(
-        got.half_width, [1.959963984540054 * 2 / math.sqrt(3), *[np.nan] * 2]
-    )
-
-
-def test_group_interval_covers_the_mean_about_95_percent_of_the_time():
-    rng = np.random.default_rng(0)
-    value = rng.normal(2.0, 3.0, (400, 50))
-    group = np.repeat(np.arange(400), 50)
-    got = m.group_means(value.ravel(), group, 400)
-    covered = np.abs(got.mean - 2.0) <= got.half_width
-    assert 0.92 <= covered.mean() <= 0.98
 
 
 def test_rank_bins_are_log_spaced_and_hold_every_rank():

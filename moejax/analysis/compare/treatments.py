@@ -15,7 +15,7 @@ from moejax.analysis.compare.curves import Curve
 from moejax.analysis.runs import Run
 from moejax.analysis.summary import kind
 
-_CELL = re.compile(r"(^|,)seed=[0-9-]+-[0-9a-f]{10}$")
+_CELL = re.compile(r"(^|,)seed=-?[0-9]+(-[0-9a-f]{10})?$")
 _TAIL = re.compile(r"[-_=,./ ]*(seed|s)?[-_=,./ ]*$")
 _FREE = {"seed", "name", "workdir"}  # at the top only: `model.moe.router.name` is a treatment
 # Sections of which a run directory may say that a key changes no number (`may_change`).

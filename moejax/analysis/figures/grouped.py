@@ -21,8 +21,8 @@ LABELS = {
     "loss": ("Loss", "nats per token"),
 }
 INTERVALS = (
-    " Bars are 95 % intervals of the mean over tokens (1.96·s/√n, tokens taken as independent, so "
-    "the true uncertainty is larger); n is the number of traced validation tokens."
+    " Bars are 95 % intervals of the mean over tokens, with sequences taken as the independent "
+    "draws; n is the number of traced validation tokens."
 )
 
 
@@ -41,7 +41,7 @@ class Kind:
 def build(runs: Sequence[View], kind: Kind) -> Figure:
     """Charts for active experts, width, expert width and loss; every run with a trace."""
     traced = [v for v in runs if v.groups is not None]
-    header: Row = ("run", "quantity", kind.column, "n", "mean", "ci95_half_width")
+    header: Row = ("run", "quantity", kind.column, "n", "sequences", "mean", "ci95_half_width")
     rows = [row for view in traced for row in _rows(view, kind)]
     routed = [v for v in traced if v.groups is not None and v.groups.layers]
     drawn = routed[:DRAWN]
@@ -64,10 +64,15 @@ def _grouping(view: View, kind: Kind) -> Grouping:
 def _rows(view: View, kind: Kind) -> list[Row]:
     grouping = _grouping(view, kind)
     return [
-        (view.name, quantity, label, int(n), float(mean), float(half))
+        (view.name, quantity, label, int(n), int(sequences), float(mean), float(half))
         for quantity, means in grouping.means.items()
-        for label, n, mean, half in zip(
-            grouping.labels, means.count, means.mean, means.half_width, strict=True
+        for label, n, sequences, mean, half in zip(
+            grouping.labels,
+            means.tokens,
+            means.sequences,
+            means.mean,
+            means.half_width,
+            strict=True,
         )
         if n
     ]
@@ -110,7 +115,7 @@ def _series(view: View, kind: Kind, quantity: str, labels: Sequence[str], offset
     means = grouping.means[quantity]
     where = {label: i for i, label in enumerate(grouping.labels)}
     own = [(place, where[label]) for place, label in enumerate(labels) if label in where]
-    own = [(place, i) for place, i in own if means.count[i]]
+    own = [(place, i) for place, i in own if means.tokens[i]]
     index = [i for _, i in own]
     mean, half = means.mean[index], np.nan_to_num(means.half_width[index])
     place = np.array([place for place, _ in own], float)
@@ -125,7 +130,7 @@ def _labels(runs: Sequence[View], kind: Kind, quantity: str) -> tuple[list[str],
     found: dict[str, set[int]] = {}
     for view in runs:
         grouping = _grouping(view, kind)
-        for label, n in zip(grouping.labels, grouping.means[quantity].count, strict=True):
+        for label, n in zip(grouping.labels, grouping.means[quantity].tokens, strict=True):
             if n:
                 found.setdefault(label, set()).add(int(n))
     if kind.ordered:

@@ -10,7 +10,7 @@ from moejax.analysis import text
 from moejax.analysis.charts.spec import Axis, Chart, Rule, Series, series
 from moejax.analysis.evidence import Evidence, Scaling
 from moejax.analysis.figures.base import Figure, Row, missing
-from moejax.analysis.scaling import Fit, make_points
+from moejax.analysis.scaling import Estimate, Fit, make_points
 
 TITLE = "Scaling with compute"
 BEYOND = 3.0  # how far past the largest run the law is drawn
@@ -67,7 +67,7 @@ def build(evidence: Evidence) -> Figure:
 
 def _caption(found: Scaling, fits: dict[str, Fit]) -> str:
     shown = [
-        f"{group}: " + ", ".join(f"{name} {_estimate(at)}" for name, at in fit.estimates.items())
+        f"{group}: " + ", ".join(f"{name} {estimate(at)}" for name, at in fit.estimates.items())
         for group, fit in fits.items()
     ]
     why = [f"{g}: {p.refused}" for g, p in found.power.parts.items() if p.refused]
@@ -81,11 +81,11 @@ def _caption(found: Scaling, fits: dict[str, Fit]) -> str:
     return f"{told} {remarks}".strip()
 
 
-def _estimate(at: object) -> str:
-    value, low, high = (getattr(at, name) for name in ("value", "low", "high"))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return text.short(value)
-    return f"{text.short(value)} ({text.short(low)} to {text.short(high)})"
+def estimate(at: Estimate) -> str:
+    """A constant with its interval, if it has one."""
+    if not (math.isfinite(at.low) and math.isfinite(at.high)):
+        return text.short(at.value)
+    return f"{text.short(at.value)} ({text.short(at.low)} to {text.short(at.high)})"
 
 
 def _law(group: str, look: int, fit: Fit) -> Series:

@@ -203,6 +203,9 @@ def box(inner: Html, label: str) -> Html:
 
 
 def summary_rows(runs: Sequence[View]) -> list[Sequence[object]]:
-    """The table of runs as CSV rows, header first: every number of `Summary`."""
+    """The table of runs as CSV rows, header first: every number of `Summary`, and the directory."""
     names = [field.name for field in dataclasses.fields(Summary)]
-    return [("run", *names), *((v.name, *(getattr(v.summary, n) for n in names)) for v in runs)]
+    rows = [
+        (v.name, *(getattr(v.summary, n) for n in names), text.clean(v.run.root.name)) for v in runs
+    ]
+    return [("run", *names, "directory"), *rows]

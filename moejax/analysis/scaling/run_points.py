@@ -7,17 +7,15 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from moejax.analysis import text
-from moejax.analysis.grids import grid_notes
+from moejax.analysis.grids import axes_of, grid_notes
 from moejax.analysis.provenance import flat_config
-from moejax.analysis.runs import MAX_JSON_BYTES, Record, Run, find_runs, load_runs
+from moejax.analysis.runs import Record, Run, find_runs, load_runs
 from moejax.analysis.scaling.points import COLUMNS, Curve, Dataset, make_points
 from moejax.analysis.summary import kind
-from moejax.config.files import read_json
 from moejax.config.knobs import ConfigError, nearest
 
 N_KINDS = {
@@ -51,7 +49,6 @@ def from_runs(
     runs, notes = load_runs(find_runs(paths))
     notes = [*notes, *(note for note in grid_notes(paths) if note.severity == "excluded")]
     excluded = [(note.run, note.what) for note in notes]
-    axes = _Axes()
     usable: dict[tuple[str, str], Run] = {}
     for run in _comparable(runs, excluded):
         numbers = _numbers(run, n)
@@ -70,7 +67,7 @@ def from_runs(
     kept = list(usable.items())
     rows = [_numbers(run, n) for _, run in kept]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    group = [kind(run) or "?" if by == "group" else axes.label(run, by) for _, run in kept]
+    group = [kind(run) or "?" if by == "group" else _label(run, by) for _, run in kept]
     cell = [key[0] for key, _ in kept]
     points = make_points(
         run=[run.name for _, run in kept],
@@ -177,47 +174,19 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-class _Axes:
-    """Labels of the axes of the grids that runs belong to, read once per root."""
+def _label(run: Run, axis: str) -> str:
+    """The label of `axis` of the run's cell.
 
-    def __init__(self) -> None:
-        self._roots: dict[Path, dict[str, dict[str, str]]] = {}
-
-    def label(self, run: Run, axis: str) -> str:
-        """The label of `axis` of the run's cell.
-
-        Raises:
-          ConfigError: the run is no cell of a grid, or its grid has no such axis.
-        """
-        root = run.root.parent
-        if root not in self._roots:
-            self._roots[root] = _cells(root / "grid.json")
-        own = self._roots[root].get(run.root.name)
-        if own is None:
-            raise ConfigError(
-                f"--by={text.clean(axis)}: {run.name} is no cell of a grid; "
-                "nearest valid: --by=group"
-            )
-        if axis not in own:
-            known = ("group", *own)
-            hint = nearest(axis, known) or f"; there are {', '.join(known)}"
-            raise ConfigError(f"--by={text.clean(axis)}: no axis of the grid{hint}")
-        return own[axis]
-
-
-def _cells(path: Path) -> dict[str, dict[str, str]]:
-    """Directory -> axis -> label of a `grid.json`; {} if it cannot be read."""
-    try:
-        if not path.is_file() or path.stat().st_size > MAX_JSON_BYTES:
-            return {}
-        record = Record(read_json(path))
-    except (ConfigError, OSError, RecursionError):
-        return {}
-    cells = record.get("cells")
-    found: dict[str, dict[str, str]] = {}
-    for cell in map(Record, cells if isinstance(cells, list) else []):
-        directory, axes = cell.get("directory"), cell.get("axes")
-        if isinstance(directory, str) and isinstance(axes, list):
-            pairs = [a for a in axes if isinstance(a, list) and len(a) == 2]
-            found[directory] = {text.clean(a, 60): text.clean(b, 120) for a, b in pairs}
-    return found
+    Raises:
+      ConfigError: the run is no cell of a grid, or its grid has no such axis.
+    """
+    own = axes_of(run)
+    if not own:
+        raise ConfigError(
+            f"--by={text.clean(axis)}: {run.name} is no cell of a grid; nearest valid: --by=group"
+        )
+    if axis not in own:
+        known = ("group", *own)
+        hint = nearest(axis, known) or f"; there are {', '.join(known)}"
+        raise ConfigError(f"--by={text.clean(axis)}: no axis of the grid{hint}")
+    return own[axis]

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
+from moejax.analysis import text
 from moejax.analysis.arrays import ArrayFileError
 from moejax.analysis.charts.spec import Axis, Chart, Series, series
 from moejax.analysis.evidence import Evidence, Traced, head, spread_layers
@@ -33,8 +34,10 @@ def build(evidence: Evidence) -> Figure:
     found = evidence.traced(lambda one: len(one.steps) > 1)
     rows: list[Row] = [HEADER]
     tabs: dict[str, list[Chart]] = {"Saturation": [], "Churn": []}
+    others: list[str] = []
     for one in found:
-        steps = _earlier(one)
+        steps, other = _earlier(one)
+        others += [_left_out(one, len(steps), other)] if other else []
         final = one.trace
         pairs = [(s, saturation(t.expert_LTK, final.expert_LTK, final.exists_LE)) for s, t in steps]
         both = [*steps, (final.step or 0, final)]
@@ -49,13 +52,26 @@ def build(evidence: Evidence) -> Figure:
     drawn = tuple((tab, tuple(charts)) for tab, charts in tabs.items() if charts)
     if not drawn:
         why = "no run has traces of the same tokens at two checkpoints or more"
+        why += f" ({text.listing(others)})" if others else ""
         return missing("stability", TITLE, why)
-    return Figure("stability", TITLE, CAPTION + about(found, evidence), tuple(rows), drawn)
+    caption = CAPTION + about(found, evidence)
+    caption += f" Left out: {text.listing(others)}." if others else ""
+    return Figure("stability", TITLE, caption, tuple(rows), drawn)
 
 
-def _earlier(one: Traced) -> list[tuple[int, Trace]]:
-    """Earlier traces of the same tokens and layers; others say nothing about stability."""
-    kept = []
+def _left_out(one: Traced, kept: int, other: int) -> str:
+    """A run of which earlier checkpoints do not count, and whether any do."""
+    which = "some" if kept else "all"
+    earlier = text.count(other, "earlier checkpoint")
+    return f"{one.name} ({which}: {earlier} traced on other tokens or layers than its last)"
+
+
+def _earlier(one: Traced) -> tuple[list[tuple[int, Trace]], int]:
+    """Earlier traces of the same tokens and layers, and how many there are of others.
+
+    Those of other tokens say nothing about stability.
+    """
+    kept, other = [], 0
     for file in one.steps:
         if file.step >= (one.trace.step or 0):
             continue
@@ -67,7 +83,9 @@ def _earlier(one: Traced) -> list[tuple[int, Trace]]:
         alike = _same(trace.token_T, one.trace.token_T) and trace.num_tokens == one.trace.num_tokens
         if alike and _same(trace.width_LE, one.trace.width_LE):
             kept.append((file.step, trace))
-    return kept
+        else:
+            other += 1
+    return kept, other
 
 
 def _same(a: NDArray | None, b: NDArray | None) -> bool:
