@@ -224,14 +224,11 @@ class Session:
 
     def _compiled(self, model: Any) -> Programs:
         self.progress.phase("compiling")
-        start = time.perf_counter()
         compiled = compile_programs(self.experiment, model)
-        waited = time.perf_counter() - start
         seconds = compiled.seconds
         self.log.say(
             f"compiled the train step in {seconds['train_step']:.1f} s, evaluation in "
-            f"{seconds['eval_step']:.1f} s, initialisation in {seconds['initialise']:.1f} s; "
-            f"waited {waited:.1f} s"
+            f"{seconds['eval_step']:.1f} s, initialisation in {seconds['initialise']:.1f} s"
         )
         for name, size in compiled.temporary.items():
             self.log.record(f"{name} needs {size / 2**20:.1f} MiB of temporary memory on a device")

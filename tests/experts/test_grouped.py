@@ -205,14 +205,12 @@ def lowered_text(platform, **fields):
     spec = ExpertsSpec((128, 256, 128, 128), unit=128, **fields)
     x_TD = jax.ShapeDtypeStruct((256, 128), jnp.float32)
     weights = jax.eval_shape(lambda: init_weights(jax.random.key(0), spec, 128, jnp.float32))
-    routing = jax.eval_shape(
-        lambda: dataclasses.replace(
-            routing_of("full", "float32"),
-            expert_TK=jnp.zeros((256, 2), jnp.int32),
-            weight_TK=jnp.zeros((256, 2)),
-            requested_T=jnp.zeros(256, jnp.int32),
-            max_rows=512,
-        )
+    routing = dataclasses.replace(
+        routing_of("full", "float32"),
+        expert_TK=jax.ShapeDtypeStruct((256, 2), jnp.int32),
+        weight_TK=jax.ShapeDtypeStruct((256, 2), jnp.float32),
+        requested_T=jax.ShapeDtypeStruct((256,), jnp.int32),
+        max_rows=512,
     )
 
     def loss(x_TD, weights, routing):

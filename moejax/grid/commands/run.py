@@ -16,9 +16,10 @@ from moejax.grid.commands.plan import machine_of
 from moejax.grid.driver import Driver, Policy, Runnable, to_json, verdict
 from moejax.grid.estimate import estimate, gib, refusals
 from moejax.grid.exits import EXIT_DONE
-from moejax.grid.launchers import Launcher, Spec
+from moejax.grid.launchers import Spec
 from moejax.grid.launchers.choose import choose
 from moejax.grid.launchers.local import Local
+from moejax.grid.launchers.printed import Printer
 from moejax.grid.live import make_display, row, summary, table
 from moejax.grid.load import load_grid
 from moejax.grid.places import Places
@@ -60,7 +61,7 @@ def run(arguments: Arguments, policy: Policy) -> int:
         print(f"note: not in the grid any more, left alone: {', '.join(gone)}", file=sys.stderr)
     if isinstance(launcher, Local):
         refuse_what_cannot_fit(cells, places, launcher, arguments)
-    if not launcher.starts:
+    if isinstance(launcher, Printer):
         return print_only(cells, places, launcher, policy)
     try:
         driver = Driver(cells, places, launcher, make_display(cells, arguments.every), policy)
@@ -115,24 +116,23 @@ def refuse_what_cannot_fit(
             )
 
 
-def print_only(
-    cells: Sequence[Runnable], places: Places, launcher: Launcher, policy: Policy
-) -> int:
+def print_only(cells: Sequence[Runnable], places: Places, printer: Printer, policy: Policy) -> int:
     """Prints how to start what is missing."""
     states = read_states(places, [cell.directory for cell in cells], Claims(places))
     wanted = {*(MISSING if policy.missing else ()), *((FAILED,) if policy.failed else ())}
     if policy.rerun:
         raise ConfigError(
-            f"--rerun: --launcher={launcher.name} does not move old runs aside; use local or slurm"
+            f"--rerun: --launcher={printer.name} does not move old runs aside; use local or slurm"
         )
     specs = [
         Spec(cell.name, cell.directory, tuple(cell.argv), str(places.workdir(cell.directory)))
         for cell in cells
         if states[cell.directory].state in wanted
     ]
-    if specs:
-        launcher.submit(specs)
-    return verdict(states.values()) if not specs else EXIT_DONE
+    if not specs:
+        return verdict(states.values())
+    print(printer.render(specs), end="", flush=True)
+    return EXIT_DONE
 
 
 def report(cells: Sequence[Runnable], states: dict[str, CellState], *, as_json: bool) -> None:

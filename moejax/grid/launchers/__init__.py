@@ -1,7 +1,8 @@
 """Ways to start cells, behind one small interface.
 
 `local` runs them here and `slurm` hands them to a batch system: both return handles to watch.
-`print`, `kubernetes` and `tpu` write out what somebody else is to start, and return none.
+`print`, `kubernetes` and `tpu` are printers (`printed.Printer`): they write out what somebody else
+is to start.
 """
 
 from __future__ import annotations
@@ -46,14 +47,12 @@ class Launcher(Protocol):
     """Starts cells, tells when they have ended, ends them. How they ended is in their files."""
 
     name: str
-    starts: bool
-    """Whether `submit` starts anything; otherwise it prints, and there is nothing to claim."""
 
     def free(self) -> int:
         """How many more cells may be submitted now."""
 
     def submit(self, specs: Sequence[Spec]) -> Sequence[Handle]:
-        """Starts cells; a handle for each, or none at all where `starts` is False."""
+        """Starts cells; a handle for each."""
 
     def ended(self, handle: Handle) -> bool:
         """Whether the cell's process is over, which is then in its history."""

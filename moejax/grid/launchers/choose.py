@@ -22,8 +22,8 @@ FLAGS = {
 """Flags that a launcher understands, of those that not every one does."""
 
 
-def choose(arguments: Arguments, places: Places, grid: str) -> Launcher:
-    """Makes the launcher; `grid` is the grid's name.
+def choose(arguments: Arguments, places: Places, grid: str) -> Launcher | Printer:
+    """Makes the launcher or printer; `grid` is the grid's name.
 
     Raises:
       ConfigError: an unknown launcher, a flag that it does not know, or one that it needs.
@@ -52,23 +52,9 @@ def choose(arguments: Arguments, places: Places, grid: str) -> Launcher:
             options=arguments.slurm,
             timeout=arguments.timeout,
         )
+    given = {flag: getattr(arguments, flag) for flag in FLAGS[name]}
     if name == "kubernetes":
-        return Kubernetes(
-            grid,
-            image=arguments.image,
-            topology=arguments.topology,
-            slices=arguments.slices,
-            remote_root=arguments.remote_root,
-            queue=arguments.queue,
-            volume=arguments.volume,
-            env=arguments.env,
-        )
+        return Kubernetes(grid, **given)
     if name == "tpu":
-        return QueuedResources(
-            grid,
-            topology=arguments.topology,
-            slices=arguments.slices,
-            zone=arguments.zone,
-            remote_root=arguments.remote_root,
-        )
+        return QueuedResources(grid, **given)
     return Printer()

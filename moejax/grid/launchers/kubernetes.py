@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TextIO
 
 from moejax.config.knobs import ConfigError
 from moejax.grid.launchers import Spec
@@ -44,9 +43,7 @@ class Kubernetes(Printer):
         queue: str = "",
         volume: str = "",
         env: Sequence[str] = (),
-        stream: TextIO | None = None,
     ) -> None:
-        super().__init__(stream)
         for value, flag, example in (
             (image, "--image", "--image=us-docker.pkg.dev/PROJECT/REPOSITORY/moejax:1"),
             (topology, "--topology", "--topology=v5e:4x4"),

@@ -49,7 +49,6 @@ class Local:
     """
 
     name = "local"
-    starts = True
 
     def __init__(
         self,

@@ -58,7 +58,6 @@ class Slurm:
     """
 
     name = "slurm"
-    starts = True
 
     def __init__(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from typing import TextIO
 
 from moejax.config.knobs import ConfigError
 from moejax.grid.launchers import Spec
@@ -64,9 +63,7 @@ class QueuedResources(Printer):
         zone: str,
         remote_root: str,
         slices: int = 1,
-        stream: TextIO | None = None,
     ) -> None:
-        super().__init__(stream)
         for value, flag, example in (
             (topology, "--topology", "--topology=v5e:4x4"),
             (zone, "--zone", "--zone=us-east5-a"),
