@@ -10,7 +10,7 @@ from grid_files import REPOSITORY
 from test_load import assert_lines_agree
 
 from configs import ladder, lm
-from moejax.config import build, counts
+from moejax.config import ConfigError, build, counts
 from moejax.config.widths import STRATEGIES
 from moejax.grid.estimate import estimate
 from moejax.grid.load import load_grid, shipped_names
@@ -18,11 +18,11 @@ from moejax.grid.machine import Machine
 from moejax.train.experiment import Experiment
 
 NAMES = (
-    "expert_widths", "granularity_x_shared", "losses", "routers", "scaling_ladder", "smoke",
-    "top_p_threshold",
+    "expert_widths", "granularity_x_shared", "labelled", "losses", "routers", "scaling_ladder",
+    "smoke", "top_p_threshold",
 )  # fmt: skip
-CELLS = {"expert_widths": 42, "granularity_x_shared": 24, "losses": 60, "routers": 42,
-         "scaling_ladder": 32, "smoke": 4, "top_p_threshold": 36}  # fmt: skip
+CELLS = {"expert_widths": 42, "granularity_x_shared": 24, "labelled": 6, "losses": 60,
+         "routers": 42, "scaling_ladder": 32, "smoke": 4, "top_p_threshold": 36}  # fmt: skip
 HERE = Machine("two cores", 24e9, 16e9, "0.3 of 54 GFLOP/s", 1e12, "/")
 
 
@@ -127,3 +127,14 @@ def test_granularity_keeps_the_active_parameters():
     labels = {(c.axes["granularity"], c.axes["shared"]) for c in load_grid(
         "granularity_x_shared").cells}  # fmt: skip
     assert ("1", "2") not in labels and ("4", "2") in labels and len(labels) == 8
+
+
+def test_labelled_has_two_texts():
+    corpora = {
+        cell.config["data"]["corpus"].split("?")[0]
+        for text in ("languages", "domains")
+        for cell in load_grid(f"labelled:{text}").cells
+    }
+    assert corpora == {"labelled:languages", "labelled:domains"}
+    with pytest.raises(ConfigError, match=r"labelled:domain: known: .*domains"):
+        load_grid("labelled:domain")
