@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moejax.analysis import text
 from moejax.analysis.arrays import ArrayFileError
-from moejax.analysis.compare import AXES, Comparison, Selection, compare, select
+from moejax.analysis.compare import AXES, Comparison, Selection, compare, rungs, select
 from moejax.analysis.interventions import Sweep, SweepFile, find_sweeps, read_sweep
 from moejax.analysis.routing.grouped import sequences_of
 from moejax.analysis.scaling import (
@@ -99,15 +99,20 @@ class Evidence:
             return None
 
     @functools.cached_property
-    def comparisons(self) -> dict[str, Comparison]:
-        """At equal tokens, FLOPs and time; an axis on which nothing can be compared is absent."""
-        found = {}
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """At equal tokens, then FLOPs, then time; on each, one per training length, shortest first.
+
+        Where nothing can be compared, the axis or the length is absent.
+        """
+        found = []
+        lengths = rungs([view.run for view in self.runs])
         for axis in AXES:
-            try:
-                found[axis] = compare([view.run for view in self.runs], at=axis)
-            except ConfigError:
-                continue
-        return found
+            for runs in lengths:
+                try:
+                    found.append(compare(runs, at=axis))
+                except ConfigError:
+                    continue
+        return tuple(found)
 
     @functools.cached_property
     def scaling(self) -> Scaling | str:

@@ -37,8 +37,10 @@ def paper_tables(evidence: Evidence, seeds: Sequence[SeedGroup]) -> dict[str, tu
             [seed_heads, *seed_rows],
         ),
     }
-    for axis, comparison in evidence.comparisons.items():
-        found[f"comparison-{axis}"] = _comparison(comparison)
+    for comparison in evidence.comparisons:
+        key = f"comparison-{comparison.at}"
+        length = sum(other.startswith(key) for other in found)
+        found[key if not length else f"{key}-{length + 1}"] = _comparison(comparison)
     if isinstance(evidence.scaling, Scaling) and not evidence.scaling.power.refused:
         found["scaling"] = _constants(evidence.scaling)
     return found

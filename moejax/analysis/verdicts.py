@@ -32,7 +32,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     """Claims about loss at equal budgets, about rarity and compute, and about scaling."""
     found = [
         _difference(comparison, row)
-        for comparison in evidence.comparisons.values()
+        for comparison in evidence.comparisons
         if comparison.at in ("tokens", "flops")
         for row in [r for r in comparison.rows if r.difference and r.difference.mean.n][:MOST]
     ]

@@ -6,8 +6,8 @@
 `curves` reads losses between evaluations and never beyond them, `schedule` says where in its
 learning-rate schedule a run then is, `treatments` takes runs together that differ in their seed
 only, `screen` says who compares with whom, `readings` reads losses at a budget, `noise` and
-`ratios` do the statistics, `equal_loss` says what a loss costs, `bands` gives figures their curves,
-`rows` makes JSON, CSV and Markdown.
+`ratios` do the statistics, `equal_loss` says what a loss costs, `rungs` takes the lengths of a
+ladder apart, `bands` gives figures their curves, `rows` makes JSON, CSV and Markdown.
 The definitions, with an example: docs/comparing.md.
 """
 
@@ -25,6 +25,7 @@ from moejax.analysis.compare.rows import (
     reading_rows,
     table_rows,
 )
+from moejax.analysis.compare.rungs import rungs
 from moejax.analysis.compare.screen import Exclusion, Selection, select
 from moejax.analysis.compare.spikes import spike_score
 from moejax.analysis.compare.treatments import Member, Treatment
@@ -59,6 +60,7 @@ __all__ = [
     "pooled",
     "read_curve",
     "reading_rows",
+    "rungs",
     "select",
     "spike_score",
     "table_rows",

@@ -15,6 +15,7 @@ from moejax.analysis.figures.base import Figure, Row, missing
 TITLE = "Difference from the baseline"
 CAPTION = (
     "Validation loss minus the baseline's, in pairs of equal seed: left of the line is better. "
+    "Runs whose training lengths are far apart have a baseline each. "
     "Bars are the 95 % t interval of the mean difference; a configuration with one pair has the "
     "noise floor as its bar instead, where another configuration has two seeds, and none where "
     "nothing tells how much a seed matters. A bar that crosses the line: no difference can be told."
@@ -28,18 +29,20 @@ HEADER: Row = (
 
 
 def build(evidence: Evidence) -> Figure:
-    """A tab per axis, a row per configuration."""
+    """A tab per axis, a chart per baseline, a row per configuration."""
     rows: list[Row] = [HEADER]
-    tabs = []
-    for axis, comparison in evidence.comparisons.items():
+    tabs: dict[str, tuple[Chart, ...]] = {}
+    for comparison in evidence.comparisons:
         others = [one for one in comparison.rows if one.difference and one.difference.mean.n]
         rows += [_row(comparison, one) for one in others]
         if others:
-            tabs.append((TABS[axis], (_chart(evidence, comparison, others[:MOST]),)))
+            before = tabs.get(TABS[comparison.at], ())
+            chart = _chart(evidence, comparison, others[:MOST], len(before))
+            tabs[TABS[comparison.at]] = (*before, chart)
     if not tabs:
         why = "it takes two finished configurations on the same text with a seed in common"
         return missing("forest", TITLE, why)
-    return Figure("forest", TITLE, CAPTION, tuple(rows), tuple(tabs))
+    return Figure("forest", TITLE, CAPTION, tuple(rows), tuple(tabs.items()))
 
 
 def _row(comparison: Comparison, one: Treated) -> Row:
@@ -51,7 +54,7 @@ def _row(comparison: Comparison, one: Treated) -> Row:
     )  # fmt: skip
 
 
-def _chart(evidence: Evidence, comparison: Comparison, others: list[Treated]) -> Chart:
+def _chart(evidence: Evidence, comparison: Comparison, others: list[Treated], at: int) -> Chart:
     mean, half, notes = [], [], []
     for one in others:
         found = one.difference
@@ -83,7 +86,7 @@ def _chart(evidence: Evidence, comparison: Comparison, others: list[Treated]) ->
     end = min(far * 1.08, reach)
     ticks = tuple((float(i), one.name) for i, one in enumerate(others))
     return Chart(
-        f"forest-{comparison.at}",
+        f"forest-{comparison.at}" + (f"-{at + 1}" if at else ""),
         f"Against {comparison.baseline}",
         f"Forest plot: loss minus that of {comparison.baseline} at equal {comparison.at} for "
         f"{len(others)} configurations. The numbers are in the table below the figure.",

@@ -9,6 +9,7 @@ import numpy as np
 from moejax.analysis.charts.spec import Axis, Chart, Series, series
 from moejax.analysis.compare import Comparison
 from moejax.analysis.compare import Row as Treated
+from moejax.analysis.compare.curves import amount
 from moejax.analysis.evidence import Evidence
 from moejax.analysis.figures.base import Figure, Row, missing, positive_axis
 
@@ -28,29 +29,42 @@ COSTS = (
 
 
 def build(evidence: Evidence) -> Figure:
-    """A tab per cost."""
-    comparison = evidence.comparisons.get("tokens")
-    read = [row for row in comparison.rows if row.loss.n] if comparison else []
-    if comparison is None or len(read) < 2:
+    """A tab per cost, a chart per training length."""
+    compared = [
+        (one, read)
+        for one in evidence.comparisons
+        if one.at == "tokens" and len(read := [row for row in one.rows if row.loss.n]) > 1
+    ]
+    if not compared:
         return missing("pareto", TITLE, "it takes two finished configurations on the same text")
     rows: list[Row] = [("configuration", "kind", "cost", "value", "seeds", "loss", "half_width_95")]
     tabs = []
     for cost, tab, label in COSTS:
-        known = [one for one in read if getattr(one.size, cost) > 0]
-        for one in known:
-            value = getattr(one.size, cost)
-            rows.append(
-                (one.name, one.kind, cost, value, one.loss.n, one.loss.mean, one.loss.half_width)
-            )
-        if len(known) > 1:
-            tabs.append((tab, (_chart(evidence, comparison, known, cost, label),)))
+        charts: list[Chart] = []
+        for comparison, read in compared:
+            known = [one for one in read if getattr(one.size, cost) > 0]
+            rows += [_row(one, cost) for one in known]
+            if len(known) > 1:
+                charts.append(_chart(evidence, comparison, known, cost, label, len(charts)))
+        if charts:
+            tabs.append((tab, tuple(charts)))
     if not tabs:
         return missing("pareto", TITLE, "the runs do not say what a token costs")
     return Figure("pareto", TITLE, CAPTION, tuple(rows), tuple(tabs))
 
 
+def _row(one: Treated, cost: str) -> Row:
+    mean = one.loss
+    return (one.name, one.kind, cost, getattr(one.size, cost), mean.n, mean.mean, mean.half_width)
+
+
 def _chart(
-    evidence: Evidence, comparison: Comparison, known: list[Treated], cost: str, label: str
+    evidence: Evidence,
+    comparison: Comparison,
+    known: list[Treated],
+    cost: str,
+    label: str,
+    at: int,
 ) -> Chart:
     x = np.array([getattr(one.size, cost) for one in known], float)
     y = np.array([one.loss.mean for one in known], float)
@@ -73,8 +87,8 @@ def _chart(
             )
         )
     return Chart(
-        f"pareto-{cost.split('_')[0]}-{cost.split('_')[1]}",
-        "",
+        f"pareto-{cost.split('_')[0]}-{cost.split('_')[1]}" + (f"-{at + 1}" if at else ""),
+        f"After {amount(comparison.at, comparison.budget)}",
         f"Scatter plot of validation loss against {label} for {len(known)} configurations.",
         positive_axis(float(x.min()), float(x.max()), label),
         Axis(f"validation loss at equal {comparison.at} (nats per token)"),
