@@ -36,7 +36,8 @@ def claims(evidence: Evidence) -> list[Claim]:
         if comparison.at in ("tokens", "flops")
         for row in [r for r in comparison.rows if r.difference and r.difference.mean.n][:MOST]
     ]
-    found += [claim for view in evidence.runs if (claim := _rarity(view))][:MOST]
+    rarities = [_rarity(name, views) for name, views in _by_treatment(evidence)]
+    found += [claim for claim in rarities if claim][:MOST]
     return [*found, *_exponents(evidence.scaling)]
 
 
@@ -58,22 +59,45 @@ def _difference(comparison: Comparison, row: Row) -> Claim:
     return Claim(claim, because, HOLDS if gap.mean.mean < 0 else DOES_NOT)
 
 
-def _rarity(view: View) -> Claim | None:
+def _by_treatment(evidence: Evidence) -> list[tuple[str, list[View]]]:
+    """Runs that differ in their seed only are together; one that does not compare is alone."""
+    selection = evidence.selection
+    treatment = {
+        member.name: one.name
+        for one in (selection.treatments if selection else ())
+        for member in one.members
+    }
+    found: dict[str, list[View]] = {}
+    for view in evidence.runs:
+        found.setdefault(treatment.get(view.run.name, view.name), []).append(view)
+    return list(found.items())
+
+
+def _rarity(name: str, views: Sequence[View]) -> Claim | None:
     """Whether the rarest tokens get more units than the commonest: the ends of the frequency bins.
 
-    Only of routers that can give tokens different amounts.
+    Only of routers that can give tokens different amounts. It holds if it does for every seed.
     """
-    gap = view.groups.rarity if view.groups is not None else None
-    if gap is None or not math.isfinite(gap.half_width) or (gap.mean == 0 and gap.half_width == 0):
+    found = [view.groups.rarity for view in views if view.groups is not None]
+    gaps = [
+        gap
+        for gap in found
+        if gap and math.isfinite(gap.half_width) and (gap.mean != 0 or gap.half_width != 0)
+    ]
+    if not gaps:
         return None
-    claim = f"{view.name} gives rare tokens more hidden units than common ones."
+    claim = f"{name} gives rare tokens more hidden units than common ones."
+    shown = " and ".join(f"{gap.mean:+.1f} ± {gap.half_width:.1f}" for gap in gaps)
     because = (
-        f"Ranks {gap.of} get {gap.mean:+.1f} ± {gap.half_width:.1f} units per layer against ranks "
-        f"{gap.minus}, with sequences of the text as independent draws"
+        f"Ranks {gaps[0].of} get {shown} units per layer against ranks {gaps[0].minus}, with "
+        "sequences of the text as independent draws"
     )
-    if abs(gap.mean) <= gap.half_width:
-        return Claim(claim, because, CANNOT_TELL)
-    return Claim(claim, because, HOLDS if gap.mean > 0 else DOES_NOT)
+    because += f", over {text.count(len(gaps), 'seed')}" if len(gaps) > 1 else ""
+    verdicts = {
+        CANNOT_TELL if abs(gap.mean) <= gap.half_width else HOLDS if gap.mean > 0 else DOES_NOT
+        for gap in gaps
+    }
+    return Claim(claim, because, verdicts.pop() if len(verdicts) == 1 else CANNOT_TELL)
 
 
 def _exponents(scaling: Scaling | str) -> Sequence[Claim]:

@@ -11,8 +11,8 @@ from run_factory import make_run, save
 from moejax.analysis.evidence import Evidence
 from moejax.analysis.groups import gap, read_groups
 from moejax.analysis.intervals import t_quantile
-from moejax.analysis.runs import load_runs
-from moejax.analysis.verdicts import CANNOT_TELL, claims
+from moejax.analysis.runs import find_runs, load_runs
+from moejax.analysis.verdicts import CANNOT_TELL, DOES_NOT, HOLDS, claims
 from moejax.analysis.view import views
 
 
@@ -110,3 +110,23 @@ def test_one_sequence_is_no_interval_and_no_claim(tmp_path):
     assert view[0].groups.rarity is None
     assert np.isnan(view[0].groups.by_class.means["loss"].half_width).all()
     assert not [c for c in claims(Evidence(view)) if "rare tokens" in c.claim]
+
+
+@pytest.mark.parametrize(
+    "signs, verdict", [((1, 1), HOLDS), ((-1, -1), DOES_NOT), ((1, -1), CANNOT_TELL)]
+)
+def test_seeds_of_a_configuration_make_one_claim(tmp_path, signs, verdict):
+    for seed, sign in enumerate(signs):
+        shape = {"layers": 2, "experts": 4, "steps": 10, "trace_tokens": 300}
+        run = make_run(tmp_path, "top_p", name=f"run-s{seed}", seed=seed, **shape)
+        rank_T = np.arange(300) % 20  # every sequence has common and rare ones
+        arrays = {
+            "position_T": np.arange(300, dtype=np.int32) % 20,
+            "frequency_rank_T": rank_T,
+            "width_LT": np.tile(500 + sign * (rank_T > 3) * 100 + np.arange(300) % 7, (2, 1)),
+        }
+        rewrite(run, **{k: v.astype(np.int32) for k, v in arrays.items()})
+    evidence = Evidence(views(load_runs(find_runs([tmp_path]))[0]))
+    (said,) = [c for c in claims(evidence) if "rare tokens" in c.claim]
+    assert said.verdict == verdict and "over 2 seeds" in said.because
+    assert said.claim.startswith("run gives")

@@ -19,6 +19,8 @@ def about(traced: Sequence[Traced], evidence: Evidence) -> str:
     """On which text a figure was measured, and which runs it leaves out."""
     first = traced[0]
     corpus = first.corpus or "the trainer's validation tokens"
+    if first.labels.spec not in ("", corpus):
+        corpus = f"{first.labels.spec} ({corpus})"
     tokens = sorted({t.trace.num_tokens for t in traced})
     shown = " to ".join(text.short(n) for n in sorted({tokens[0], tokens[-1]}))
     sentence = f" Measured on {corpus}: {shown} tokens."
