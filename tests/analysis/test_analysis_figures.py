@@ -27,6 +27,7 @@ from moejax.analysis.figures.traced import (
     distribution,
     paths,
     probability,
+    relations,
     specialisation,
     stability,
     words,
@@ -132,6 +133,22 @@ def test_bands_are_means_over_seeds(made):
     last = [r for r in rows if r["configuration"] == "dense" and r["axis"] == "tokens"][-1]
     losses = [v.summary.loss for v in evidence.runs if v.name.startswith("dense")]
     assert last["mean_loss"] == pytest.approx(np.mean(losses)) and last["runs"] == 3
+
+
+def test_experts_that_go_by_language_carry_all_its_information(tmp_path):
+    run = make_run(tmp_path, "top_p", name="run", **SHAPE)
+    arrays = corpus(run)
+    language_T = arrays["sequence_T"] // 2 % 4
+    expert_LTK = np.full_like(arrays["expert_LTK"], EMPTY)
+    expert_LTK[0, :, 0] = language_T  # one expert per language; elsewhere whatever the language
+    expert_LTK[1:, :, 0] = np.arange(language_T.size) % 4
+    changed = {"language_T": language_T.astype(np.uint8), "expert_LTK": expert_LTK}
+    (path,) = (run / "trace/books").glob("*.npz")
+    save(path, arrays | changed | {"active_LT": np.ones_like(arrays["active_LT"])})
+    figure = relations.build(Evidence(views(load_runs([str(run)])[0])))
+    rows = [r for r in table(figure) if r["measure"] == "information of language"]
+    assert rows[0]["value"] == pytest.approx(1.0)
+    assert all(abs(row["value"]) < 0.05 for row in rows[1:])
 
 
 def test_the_frontier_has_the_points_that_none_beats():

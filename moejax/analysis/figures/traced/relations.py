@@ -1,4 +1,4 @@
-"""What the choice of experts goes with: the token before, its id, domain, width and rarity."""
+"""What the choice of experts goes with: the token before, the id, domain, language, rarity."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from moejax.analysis.routing.reuse import consecutive_reuse
 TITLE = "What routing follows"
 CAPTION = (
     "By layer. Reuse: share of a token's experts that the token before it used (thin: chance at "
-    "these loads). Information: how far the input token's id, and the domain, fix the experts, of "
-    "all that is possible and corrected for chance (0: not at all, 1: entirely). Width and "
-    "frequency: Spearman's rho of active width and token frequency (below 0: rare tokens get more)."
+    "these loads). Information: how far the input token's id, the domain and the language fix the "
+    "experts, of all that is possible and corrected for chance (0: not at all, 1: entirely). Width "
+    "and frequency: Spearman's rho of active width and token frequency (below 0: rare tokens get "
+    "more)."
 )
 
 
 def build(evidence: Evidence) -> Figure:
-    """Up to four charts by layer."""
+    """Up to five charts by layer."""
     found = evidence.traced()
     if not found:
         return missing("relations", TITLE, "no MoE run has an evaluation trace")
@@ -61,6 +62,7 @@ def _information(found: list[Traced], rows: list[Row]) -> list[Chart]:
     for key, title, column, of_sequence in (
         ("token", "Token id → expert", "token_T", False),
         ("domain", "Domain → expert", "domain_T", True),
+        ("language", "Language → expert", "language_T", True),
     ):
         lines = []
         for one in found:
@@ -72,7 +74,7 @@ def _information(found: list[Traced], rows: list[Row]) -> list[Chart]:
                 at = mutual_information(
                     one.trace.expert_LTK, one.trace.exists_LE, label, sequence_T=sequence
                 )
-            except ValueError:  # a sequence of two domains: what to deal is not defined
+            except ValueError:  # a sequence of two labels: what to deal is not defined
                 continue
             _add(rows, one, f"information of {key}", at.share, np.zeros(len(at.share)))
             lines.append(layer_line(one, at.share))
