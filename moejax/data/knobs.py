@@ -21,7 +21,10 @@ class DataConfig:
         "evaluation set `labelled:SPEC`.",
     )
     domains: tuple[str, ...] = knob((), doc="Keep only these domains; () keeps all.")
-    tokenizer: str = knob("bytes", doc="A registered tokenizer: `bytes` or `bpe`.")
+    tokenizer: str = knob("bytes", doc="A registered tokenizer: `bytes`, `bpe` or `pretrained`.")
+    tokenizer_file: str = knob(
+        "", doc="The tokenizer.json of `pretrained`; its tokenizer_config.json lies beside it."
+    )
     bpe_vocab_size: int = knob(
         2048, low=258, high=1 << 20, unit="tokens", doc="Vocabulary of `bpe`, specials included."
     )

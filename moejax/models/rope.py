@@ -1,4 +1,5 @@
-"""Rotary position embeddings (Su et al. 2021), half-split pairs as in Llama/Hugging Face, and YaRN.
+"""Rotary position embeddings (Su et al. 2021), half-split pairs as in Llama/Hugging Face, YaRN and
+Llama 3's longer contexts.
 
 Pairs are `(x[i], x[i + d/2])`. DeepSeek's checkpoints pair neighbours, `(x[2i], x[2i + 1])`; their
 rotary rows (of `q_b_proj` and `kv_a_proj_with_mqa`) become ours in the order 0, 2, ..., 1, 3, ...:
@@ -86,20 +87,69 @@ class Yarn:
         return self._m(self.mscale_all_dim) ** 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Llama3Rope:
+    """Slower rotation for longer contexts as in Llama 3.1 (2407.21783; its released code); off at
+    factor 1."""
+
+    factor: float = knob(
+        1.0, low=1.0, doc="Slow pairs slow down by it (Llama 3.1: 8, 3.2: 32); 1: off."
+    )
+    low_freq_factor: float = knob(
+        1.0, low=0.0, low_open=True, doc="Pairs with fewer turns in the original context are slow."
+    )
+    high_freq_factor: float = knob(
+        4.0, low=0.0, low_open=True, doc="Pairs with more turns in it stay as they are."
+    )
+    original_max_position: int = knob(
+        8192, low=1, unit="tokens", doc="Context length that was trained on."
+    )
+
+    def validate(self, path: str) -> None:
+        """Raises ConfigError when the two turns are in the wrong order."""
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ConfigError(
+                f"{path}.low_freq_factor={self.low_freq_factor}: must be below high_freq_factor="
+                f"{self.high_freq_factor}; nearest valid value {self.high_freq_factor / 2}"
+            )
+
+    def slowdown(self, width: int, theta: float) -> np.ndarray:
+        """float64 `[width / 2]`: factor on each pair's frequency, from 1 (fast) to 1/factor (slow).
+
+        Pair `i` turns `original * theta**(-2i/width) / 2 pi` times in the original context; between
+        the two turns the regimes are mixed linearly in the number of turns.
+        """
+        half = width // 2
+        turns = self.original_max_position * theta ** (-np.arange(half) / half) / (2 * math.pi)
+        span = self.high_freq_factor - self.low_freq_factor
+        fast = np.clip((turns - self.low_freq_factor) / span, 0.0, 1.0)
+        return fast + (1 - fast) / self.factor
+
+
 OFF = Yarn()
+LLAMA3_OFF = Llama3Rope()
 
 
-def rotate(x_BSHd: jax.Array, positions_BS: jax.Array, theta: float, yarn: Yarn = OFF) -> jax.Array:
+def rotate(
+    x_BSHd: jax.Array,
+    positions_BS: jax.Array,
+    theta: float,
+    yarn: Yarn = OFF,
+    llama3: Llama3Rope = LLAMA3_OFF,
+) -> jax.Array:
     """Rotates pairs `(x[i], x[i + d/2])` of each head by `position * theta**(-2i/d)`.
 
-    With YaRN, slower by `yarn.slowdown` and longer by `yarn.amplitude`. Angles and rotation are
-    float32 at least; the result has the dtype of `x_BSHd`.
+    With YaRN, slower by `yarn.slowdown` and longer by `yarn.amplitude`; with Llama 3's, slower by
+    `llama3.slowdown`. Angles and rotation are float32 at least; the result has the dtype of
+    `x_BSHd`.
     """
     half = x_BSHd.shape[-1] // 2
     wide = jnp.promote_types(x_BSHd.dtype, jnp.float32)
     frequency_d = theta ** (-jnp.arange(half, dtype=wide) / half)
     if yarn.factor > 1:
         frequency_d = frequency_d * jnp.asarray(yarn.slowdown(2 * half, theta), wide)
+    if llama3.factor > 1:
+        frequency_d = frequency_d * jnp.asarray(llama3.slowdown(2 * half, theta), wide)
     angle_BS1d = positions_BS.astype(wide)[..., None, None] * frequency_d
     cos, sin = jnp.cos(angle_BS1d), jnp.sin(angle_BS1d)
     first, second = jnp.split(x_BSHd.astype(wide), 2, axis=-1)

@@ -43,7 +43,7 @@ class BpeTokenizer(Tokenizer):
         """Takes what `state` holds; raises ConfigError if the merges do not fit the tokens."""
         self.vocab_size = vocab_size
         self._merges, self._tokens = merges, tokens
-        table = _byte_of_character()
+        table = byte_of_character()
         try:
             self._bytes = [bytes(table[c] for c in token) for token in tokens]
             model = models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges)
@@ -121,7 +121,7 @@ def _bytes_only() -> Any:
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """GPT-2's alphabet: printable Latin-1 bytes are themselves, the others follow from U+0100."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(plain)]

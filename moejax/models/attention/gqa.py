@@ -20,7 +20,7 @@ from moejax.models.attention.contract import (
 )
 from moejax.models.attention.projections import normal, project, project_back
 from moejax.models.norm import RMSNorm
-from moejax.models.rope import Yarn, rotate
+from moejax.models.rope import Llama3Rope, Yarn, rotate
 
 
 @ATTENTIONS.register("gqa")
@@ -32,9 +32,22 @@ class AttentionConfig(AttentionKind):
     kv_heads: int = knob(0, low=0, unit="heads", doc="Key-value heads; 0: as many as heads.")
     head_dim: int = knob(0, low=0, unit="dimensions", doc="Head width; 0: d_model / heads.")
     rope_theta: float = knob(10_000.0, low=1.0, doc="RoPE base.")
-    qk_norm: bool = knob(False, doc="RMSNorm on queries and keys per head (Qwen3).")
+    qk_norm: bool = knob(False, doc="RMSNorm on queries and keys (Qwen3, OLMoE).")
+    qk_norm_over: str = knob(
+        "head",
+        choices=("head", "projection"),
+        doc="What `qk_norm` takes the mean square over: each head apart (Qwen3), or all heads of "
+        "the queries, or of the keys, together (OLMoE).",
+    )
     qkv_bias: bool = knob(False, doc="Biases on queries, keys and values (Qwen2).")
+    clip_qkv: float = knob(
+        0.0,
+        low=0.0,
+        doc="Queries, keys and values are clipped to [-c, c] before they are rotated (OLMo); "
+        "0: no clipping.",
+    )
     yarn: Yarn = Yarn()
+    llama3: Llama3Rope = Llama3Rope()
     backend: str = knob("einsum", choices=tuple(BACKENDS), doc=BACKEND_DOC)
 
     def resolve(self, d_model: int, path: str = "attention") -> AttentionConfig:
@@ -61,6 +74,11 @@ class AttentionConfig(AttentionKind):
                 f"nearest valid value {head_dim + 1}"
             )
         self.yarn.check_theta(self.rope_theta, path)
+        if self.yarn.factor > 1 and self.llama3.factor > 1:
+            raise ConfigError(
+                f"{path}.llama3.factor={self.llama3.factor}: the context is stretched by "
+                f"{path}.yarn already; nearest valid value 1.0"
+            )
         return dataclasses.replace(self, kv_heads=kv_heads, head_dim=head_dim)
 
     def build(self, d_model: int, **options: Any) -> Attention:
@@ -88,14 +106,16 @@ class AttentionConfig(AttentionKind):
     @property
     def num_vector_parameters(self) -> int:
         """Norm scales and biases of a resolved config, which parameter counts leave out."""
-        norms = 2 * self.head_dim * self.qk_norm
+        heads = 2 if self.qk_norm_over == "head" else self.heads + self.kv_heads
+        norms = heads * self.head_dim * self.qk_norm
         return norms + (self.heads + 2 * self.kv_heads) * self.head_dim * self.qkv_bias
 
 
 class Attention(nnx.Module):
     """Weights `q_DHd`, `k_DGd`, `v_DGd`, `o_HdD` (G key-value heads).
 
-    With `qkv_bias` also `q_bias_Hd`, `k_bias_Gd`, `v_bias_Gd`, zero at first.
+    With `qkv_bias` also `q_bias_Hd`, `k_bias_Gd`, `v_bias_Gd`, zero at first; with `qk_norm` the
+    scales of `q_norm` and `k_norm`, of one head or, flat, of all heads.
     """
 
     def __init__(
@@ -125,8 +145,10 @@ class Attention(nnx.Module):
             self.q_bias_Hd = nnx.Param(zeros_Hd)
             self.k_bias_Gd, self.v_bias_Gd = nnx.Param(zeros_Gd), nnx.Param(zeros_Gd)
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, norm_eps, param_dtype)
-            self.k_norm = RMSNorm(config.head_dim, norm_eps, param_dtype)
+            whole = config.qk_norm_over == "projection"
+            heads, kv_heads = (config.heads, config.kv_heads) if whole else (1, 1)
+            self.q_norm = RMSNorm(heads * config.head_dim, norm_eps, param_dtype)
+            self.k_norm = RMSNorm(kv_heads * config.head_dim, norm_eps, param_dtype)
 
     def __call__(
         self, x_BSD: jax.Array, inputs: AttentionInputs, cache: KVCache | None = None
@@ -145,10 +167,14 @@ class Attention(nnx.Module):
             k_BSGd = k_BSGd + self.k_bias_Gd[...].astype(dtype)
             v_BSGd = v_BSGd + self.v_bias_Gd[...].astype(dtype)
         if self.config.qk_norm:
-            q_BSHd, k_BSGd = self.q_norm(q_BSHd), self.k_norm(k_BSGd)
+            q_BSHd, k_BSGd = self._normed(q_BSHd, self.q_norm), self._normed(k_BSGd, self.k_norm)
         config = self.config
-        q_BSHd = rotate(q_BSHd, inputs.positions_BS, config.rope_theta, config.yarn)
-        k_BSGd = rotate(k_BSGd, inputs.positions_BS, config.rope_theta, config.yarn)
+        if config.clip_qkv:
+            q_BSHd, k_BSGd, v_BSGd = (
+                jnp.clip(x, -config.clip_qkv, config.clip_qkv) for x in (q_BSHd, k_BSGd, v_BSGd)
+            )
+        rope = (inputs.positions_BS, config.rope_theta, config.yarn, config.llama3)
+        q_BSHd, k_BSGd = rotate(q_BSHd, *rope), rotate(k_BSGd, *rope)
         ids_BS = inputs.segment_ids_BS
         documents = Documents(ids_BS, ids_BS, mesh=inputs.mesh)
         if cache is not None:
@@ -159,6 +185,12 @@ class Attention(nnx.Module):
         scale = config.head_dim**-0.5 * config.yarn.score_factor
         mixed_BSHd = BACKENDS[config.backend](q_BSHd, k_BSGd, v_BSGd, documents, scale)
         return project_back(mixed_BSHd, self.o_HdD[...].astype(dtype)), cache
+
+    def _normed(self, x_BSHd: jax.Array, norm: RMSNorm) -> jax.Array:
+        """The same shape, normalised over a head or over all heads."""
+        if self.config.qk_norm_over == "head":
+            return norm(x_BSHd)
+        return norm(x_BSHd.reshape(*x_BSHd.shape[:2], -1)).reshape(x_BSHd.shape)
 
 
 def _nearest_divisor(number: int, near: int) -> int:

@@ -48,6 +48,12 @@ class LatentAttentionConfig(AttentionKind):
     )
     v_head_dim: int = knob(128, low=1, unit="dimensions", doc="Width of a head's values.")
     rope_theta: float = knob(10_000.0, low=1.0, doc="RoPE base.")
+    latent_norm_eps: float = knob(
+        0.0,
+        low=0.0,
+        doc="RMSNorm epsilon of the latents; 0: the model's `norm_eps` (DeepSeek's code: 1e-6 "
+        "always).",
+    )
     yarn: Yarn = Yarn()
     backend: str = knob("einsum", choices=tuple(BACKENDS), doc=BACKEND_DOC)
 
@@ -119,6 +125,7 @@ class LatentAttention(nnx.Module):
         out_scale: float = 1.0,
     ) -> None:
         self.config = config = config.resolve(d_model)
+        norm_eps = config.latent_norm_eps or norm_eps
         heads, rank, q_rank = config.heads, config.kv_lora_rank, config.q_lora_rank
         query_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
 
