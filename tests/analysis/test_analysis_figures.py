@@ -25,6 +25,7 @@ from moejax.analysis.figures.traced import (
     coactivation,
     confidence,
     distribution,
+    languages,
     paths,
     probability,
     relations,
@@ -149,6 +150,14 @@ def test_experts_that_go_by_language_carry_all_its_information(tmp_path):
     rows = [r for r in table(figure) if r["measure"] == "information of language"]
     assert rows[0]["value"] == pytest.approx(1.0)
     assert all(abs(row["value"]) < 0.05 for row in rows[1:])
+
+
+def test_the_languages_furthest_over_all_runs_are_drawn():
+    names = list("abcdefghi")
+    first = {name: np.array([0.1 * i, 0.0]) for i, name in enumerate(names)}
+    second = {"a": np.array([np.nan, 0.99]), "b": np.array([0.0, 0.0])}
+    # Of a the mean is 0.495, of b 0.05, of c 0.2: b and c are nearest.
+    assert languages._furthest([first, second]) == ["a", "d", "e", "f", "g", "h", "i"]
 
 
 def test_the_frontier_has_the_points_that_none_beats():
