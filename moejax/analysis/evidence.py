@@ -164,14 +164,20 @@ class Evidence:
     def traced(self, need: Need = lambda _: True) -> list[Traced]:
         """Traces of MoE runs on the one corpus that most runs have, of those that fit the need.
 
-        All are of one corpus, so that runs compare; a corpus traced on purpose comes before the
-        trainer's own where equally many runs have it.
+        All are of one corpus, so that runs compare. Of several that equally many runs have, one
+        traced on purpose comes before the trainer's own, and then the one with most tokens.
         """
-        best: list[Traced] = []
-        for corpus in sorted(self.corpora, key=lambda name: (name == "", name)):
-            own = [t for t in self.corpora[corpus] if need(t)]
-            best = own if len(own) > len(best) else best
-        return best
+        fitting = {
+            corpus: own
+            for corpus, traces in sorted(self.corpora.items())
+            if (own := [one for one in traces if need(one)])
+        }
+
+        def rank(corpus: str) -> tuple[int, bool, int]:
+            own = fitting[corpus]
+            return len(own), corpus != "", min(one.trace.num_tokens for one in own)
+
+        return fitting[max(fitting, key=rank)] if fitting else []
 
 
 def _valleys(dataset: Dataset) -> dict[str, IsoFlop]:

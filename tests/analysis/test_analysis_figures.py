@@ -190,6 +190,23 @@ def test_the_corpus_is_preferred_and_named(made):
     assert "Measured on books: 240 tokens. 1 of 6 MoE runs: others lack it." in figure.caption
 
 
+def test_of_two_corpora_the_longer_trace_is_shown(tmp_path):
+    run = make_run(tmp_path, "top_p", name="run", **SHAPE)
+    arrays = corpus(run)
+    (path,) = (run / "trace/books").glob("*.npz")
+    whole = ("layers_L", "width_LE", "need_p_Q", "format_version")
+    short = {
+        name: array[:60] if array.ndim == 1 else array[:, :60]
+        for name, array in arrays.items()
+        if name not in whole
+    }
+    (run / "trace/acts").mkdir()
+    save(run / "trace/acts" / path.name, arrays | short)
+    evidence = Evidence(views(load_runs([str(run)])[0]))
+    assert sorted(evidence.corpora) == ["", "acts", "books"]
+    assert evidence.traced()[0].corpus == "books"
+
+
 def test_saturation_and_churn_count_common_experts(made):
     _, evidence, (early, final) = made
     figure = stability.build(evidence)
