@@ -10,7 +10,8 @@ examples:
   python -m experiments.train --config=configs/lm.py:moe=dense --show
   python -m experiments.train --import=my_router.py --config=my_config.py --workdir=runs/mine
 
-The same command resumes a run that was interrupted, and leaves a finished one alone.
+The same command resumes a run that was interrupted, and leaves a finished one alone; without
+--config it is the config of the run in --workdir: so one goes on from what tools.convert has made.
 Several processes of one run: the same command in each, which finds Slurm, GKE, TPU VMs and MPI by
 itself; elsewhere also --coordinator=HOST:PORT --processes=N --process=I. See docs/cluster.md.
 
@@ -28,13 +29,14 @@ import jax
 from absl import flags
 from ml_collections.config_flags import config_flags
 
-from moejax.config import ConfigError, build
+from moejax.config import ConfigError, build, read_json
 from moejax.sharding import distributed
 from moejax.train import Experiment, run
 from moejax.train.cli import enable_compile_cache, launch
 from moejax.train.knob_table import knob_table
 from moejax.train.profile import parse_steps
 from moejax.train.progress import Progress, make_progress
+from moejax.train.rundir import check_format
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with get_config(arguments); single keys as --config.KEY=VALUE."
@@ -67,9 +69,7 @@ _HEARTBEAT = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Builds the experiment from the flags and runs it."""
     del argv
-    if _CONFIG.value is None:
-        raise ConfigError("--config: is required, e.g. --config=configs/lm.py:size=nano,moe=top_p")
-    experiment = build(Experiment, _CONFIG.value)
+    experiment = _of_workdir() if _CONFIG.value is None else build(Experiment, _CONFIG.value)
     if _SHOW.value:
         print(knob_table(experiment))
         return
@@ -100,6 +100,16 @@ def main(argv: list[str]) -> None:
         f"{scores['loss']:.4f} nats/token, {scores['bits_per_byte']:.4f} bits/byte: "
         f"{Path(result.workdir).resolve()}"
     )
+
+
+def _of_workdir() -> Experiment:
+    """The experiment of the run that is there; JSON, so nothing of a directory is executed."""
+    path = Path(os.path.expanduser(_WORKDIR.value)) / "config.json"
+    if not _WORKDIR.value or not path.is_file():
+        raise ConfigError("--config: is required, e.g. --config=configs/lm.py:size=nano,moe=top_p")
+    record = read_json(path)
+    check_format(path, record)
+    return build(Experiment, record.get("config"))
 
 
 if __name__ == "__main__":

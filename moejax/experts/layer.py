@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.compose import check
+from moejax.config.knobs import ConfigError
+from moejax.experts.activity import activity
 from moejax.experts.config import MoeConfig
 from moejax.experts.dense import DenseFFN
 from moejax.experts.exchange.sharded import Parallel, sharded_expert_ffn
@@ -64,7 +66,8 @@ class MoELayer(nnx.Module):
         the order of their placement. None: one device, or a mesh that the caller manages.
 
     Raises:
-      ConfigError: the config is impossible (k > E, widths that are no multiple of the unit, ...).
+      ConfigError: the config is impossible (k > E, widths that are no multiple of the unit, ...);
+        or the router looks at all experts, and they lie on several devices.
     """
 
     def __init__(
@@ -81,6 +84,11 @@ class MoELayer(nnx.Module):
         self.config = config
         self.spec = config.spec
         self.parallel = parallel
+        if parallel is not None and config.router.sees_activity:
+            raise ConfigError(
+                f"moe.router: {type(config.router).__name__} looks at what all experts would do, "
+                "on one device; nearest valid value: a mesh of one device"
+            )
         weights = init_weights(rngs.params(), self.spec, d_model, param_dtype, out_scale)
         if parallel is not None:
             placed = parallel.placement(self.spec)
@@ -136,6 +144,9 @@ class MoELayer(nnx.Module):
         inputs = dataclasses.replace(inputs, num_experts=config.num_experts)
         params = nnx.to_pure_dict(nnx.state(self.router))
         state = nnx.to_pure_dict(nnx.state(self.router_state))
+        if config.router.sees_activity:
+            weights = {name: value[...].astype(x_TD.dtype) for name, value in self.experts.items()}
+            inputs = dataclasses.replace(inputs, activity_TE=activity(x_TD, weights, self.spec))
         routing, carry_TE = config.router(x_TD, inputs, params, state)
         if edit is not None:
             routing = edit(routing, inputs, state)

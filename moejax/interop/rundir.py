@@ -1,10 +1,8 @@
 """An imported model as a run directory, and a run directory as something to export.
 
-The directory is one of `experiments.train` before its first step: config.json, model.json,
-data.json, env.json, status.json (state `imported`) and a checkpoint of step 0 with fresh optimizer
-state. So
-every tool that opens runs opens it, and the trainer goes on from its checkpoint. What came with the
-model lies in `huggingface/`: its config.json, its tokenizer, and `import.json`.
+The directory is one of `experiments.train` before its first step (`moejax.train.newrun`; state
+`imported`): every tool that opens runs opens it, and the trainer goes on from its checkpoint. What
+came with the model lies in `huggingface/`: its config.json, its tokenizer, and `import.json`.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +22,10 @@ from moejax.config import (
     build,
     check,
     read_json,
-    to_plain,
     write_bytes_atomic,
     write_json,
 )
-from moejax.data import DataConfig, EvalStream, prepare
+from moejax.data import DataConfig, prepare
 from moejax.interop.families import Family, Layout, family_of
 from moejax.interop.importing import Imported
 from moejax.interop.links import Tree
@@ -37,13 +33,12 @@ from moejax.interop.own_tokenizer import own_tokenizer_files
 from moejax.interop.source import CARRIED, Source
 from moejax.models.config import ModelConfig
 from moejax.models.transformer import Transformer
-from moejax.train import Experiment, environment
+from moejax.train import Experiment
 from moejax.train.checkpoint import Checkpoints
-from moejax.train.clock import Clock
 from moejax.train.layout import make_layout
-from moejax.train.lock import RunLock
+from moejax.train.newrun import fill, new_run
 from moejax.train.optimizer import make_optimizer
-from moejax.train.rundir import FORMAT_VERSION, RunDir, Status, check_format, claim, identify
+from moejax.train.rundir import FORMAT_VERSION, RunDir, check_format
 from moejax.train.schedule import multiplier
 from moejax.train.state import TrainState, make_init
 
@@ -86,56 +81,15 @@ def write_run(
     Raises:
       ConfigError: the directory holds something; there is no tokenizer, or it does not fit.
     """
-    require_empty(root)
-    run = claim(root)
-    try:
-        with RunLock(run.root):
-            return _write(run, found, source, tokenizer, dict(data or {}), ignore, argv)
-    except BaseException:
-        shutil.rmtree(run.root, ignore_errors=True)  # it was empty: nothing here is another's
-        raise
-
-
-def require_empty(root: str | os.PathLike[str]) -> None:
-    """Raises ConfigError if an import cannot become this directory: better before hours of reading
-    than after."""
-    place = Path(root)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise ConfigError(f"{place}: is not empty; an import needs a directory of its own")
-
-
-def _write(
-    run: RunDir,
-    found: Imported,
-    source: Source,
-    tokenizer: str,
-    data: dict[str, Any],
-    ignore: Sequence[str],
-    argv: Sequence[str],
-) -> Experiment:
-    beside = run.root / BESIDE
-    for name, content in source.carried().items():
-        write_bytes_atomic(beside / name, content)
-    write_json(beside / "config.json", source.config)
-    experiment = _experiment(found, beside, tokenizer, data)
-    dataset = prepare(experiment.data)
-    write_json(beside / IMPORT, _import_record(found, source, ignore))
-    identify(run, to_plain(experiment))
-    validation = EvalStream(
-        dataset,
-        batch_size=experiment.evaluation.batch_size,
-        seq_len=experiment.data.seq_len,
-        max_tokens=experiment.evaluation.max_tokens,
-    )
-    write_json(run.data, dataset.info(validation.baselines()))
-    described = Transformer(found.model).describe(experiment.data.seq_len)
-    write_json(run.model, {**described, "format_version": FORMAT_VERSION})
-    environ = environment.collect(list(argv), {})
-    write_json(run.env, {**environ, "attempt": 1, "bitwise_comparable": True, "changes": [],
-                         "history": []})  # fmt: skip
-    _save(run, experiment, found)
-    Status(run, 0, experiment.total_steps, 0.0).set(state="imported", exit_code=0)
-    return experiment
+    with new_run(root) as run:
+        beside = run.root / BESIDE
+        for name, content in source.carried().items():
+            write_bytes_atomic(beside / name, content)
+        write_json(beside / "config.json", source.config)
+        experiment = _experiment(found, beside, tokenizer, dict(data or {}))
+        write_json(beside / IMPORT, _import_record(found, source, ignore))
+        fill(run, experiment, found.params, found.router_state, state="imported", argv=argv)
+        return experiment
 
 
 def _experiment(found: Imported, beside: Path, tokenizer: str, data: dict[str, Any]) -> Experiment:
@@ -175,36 +129,6 @@ def _import_record(found: Imported, source: Source, ignore: Sequence[str]) -> di
         "dtype": default,
         "other_dtypes": {n: d for n, d in found.dtypes.items() if d != default},
     }
-
-
-def _save(run: RunDir, experiment: Experiment, found: Imported) -> None:
-    optimizer = _optimizer(experiment)
-
-    def as_arrays(tree: Tree) -> Tree:
-        """Into JAX one leaf at a time; the NumPy array of each is let go."""
-        for key in list(tree):
-            value = tree[key]
-            tree[key] = as_arrays(value) if isinstance(value, dict) else jnp.asarray(value)
-        return tree
-
-    params, router_state = as_arrays(found.params), as_arrays(found.router_state)
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        trainable=params,
-        frozen={},
-        router_state=router_state,
-        opt_state=jax.jit(optimizer.init)(params),
-        rng=jax.random.key_data(jax.random.split(jax.random.key(experiment.seed))[1]),
-    )
-    abstract = jax.eval_shape(lambda: state)
-    checkpoints = Checkpoints(
-        run.checkpoints, run.damaged, experiment.checkpoint.keep, make_layout(abstract, {}, None)
-    )
-    try:
-        checkpoints.save(state, Clock())
-        checkpoints.wait()
-    finally:
-        checkpoints.close()
 
 
 def _optimizer(experiment: Experiment) -> Any:
@@ -288,7 +212,8 @@ def open_model(root: str | os.PathLike[str]) -> OpenedModel:
         raise ConfigError(f"{root}: holds no checkpoint; has the run saved one?")
     state, clock = restored
     tree = {"params": state.params, "router_state": state.router_state}
-    opened = OpenedModel(experiment.model, clock.step, tree)
+    carried = {n: (beside / n).read_bytes() for n in CARRIED if (beside / n).is_file()}
+    opened = OpenedModel(experiment.model, clock.step, tree, carried=carried or None)
     if imported is None:
         return opened
     family = family_of(imported["family"], str(beside / IMPORT))
@@ -302,7 +227,7 @@ def open_model(root: str | os.PathLike[str]) -> OpenedModel:
         original=read_json(beside / "config.json"),
         ignore=tuple(imported["ignored_keys"]),
         skipped=frozenset(imported["skipped"]),
-        carried={n: (beside / n).read_bytes() for n in CARRIED if (beside / n).is_file()},
+        carried=carried,
     )
 
 

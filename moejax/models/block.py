@@ -117,9 +117,7 @@ class Block(nnx.Module):
         edit: EditRouting | None = None,
     ) -> tuple[jax.Array, BlockOut]:
         """Hidden states `[B, S, D]` in, the same shape and dtype out."""
-        mixed_BSD, cache = self.attention(self.attention_norm(x_BSD), tokens.attention, cache)
-        x_BSD = x_BSD + mixed_BSD
-        h_BSD = self.ffn_norm(x_BSD)
+        x_BSD, h_BSD, cache = self.attend(x_BSD, tokens, cache)
         if not isinstance(self.ffn, MoELayer):
             return x_BSD + self.ffn(h_BSD), BlockOut(None, None, carry_TE, cache)
         inputs = tokens.router(key, carry_TE, train)
@@ -129,3 +127,12 @@ class Block(nnx.Module):
         y_BSD = out.y_TD.reshape(x_BSD.shape)
         observed = None if observe is None else observe(out, inputs)
         return x_BSD + y_BSD, BlockOut(stats, kept.expert_TK, out.carry_TE, cache, observed)
+
+    def attend(
+        self, x_BSD: jax.Array, tokens: Tokens, cache: Any = None
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        """The first half of the block: hidden states after attention, what the FFN reads of them,
+        and the cache."""
+        mixed_BSD, cache = self.attention(self.attention_norm(x_BSD), tokens.attention, cache)
+        x_BSD = x_BSD + mixed_BSD
+        return x_BSD, self.ffn_norm(x_BSD), cache

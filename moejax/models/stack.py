@@ -42,12 +42,16 @@ class BlockFunctions:
         self, params: Tree, state: Tree, *args: Any, **kwargs: Any
     ) -> tuple[jax.Array, BlockOut]:
         """Calls the block with these parameters."""
+        return self.merged(params, state)(*args, **kwargs)
+
+    def merged(self, params: Tree, state: Tree) -> Block:
+        """The block as a module with these parameters."""
         filled = []
         for template, pure in zip(self._templates, (params, state), strict=True):
             copy = jax.tree.map(lambda leaf: leaf, template)
             nnx.replace_by_pure_dict(copy, pure)
             filled.append(copy)
-        return nnx.merge(self._graph, *filled)(*args, **kwargs)
+        return nnx.merge(self._graph, *filled)
 
 
 class SegmentStack:

@@ -132,6 +132,7 @@ class Routing:
         "sequence_T",
         "key",
         "carry_TE",
+        "activity_TE",
     ],
     meta_fields=["train", "num_experts"],
 )
@@ -147,6 +148,9 @@ class RouterInputs:
       sequence_T: int32 `[T]` row of the batch that the token came from, or None.
       key: PRNG key for stochastic routers, or None (then they must behave deterministically).
       carry_TE: float32 `[T, E]` what the router of the previous MoE layer passed on, or None.
+      activity_TE: float32 `[T, E]` how strongly each expert's hidden units would answer
+        (`moejax.experts.activity`), or None; an `MoELayer` fills it in for a router that
+        `sees_activity`.
       train: static; jitter and noise act only when it is True.
       num_experts: static `E`, for a router whose parameters do not tell it (hash); an `MoELayer`
         fills it in.
@@ -159,6 +163,7 @@ class RouterInputs:
     sequence_T: jax.Array | None = None
     key: jax.Array | None = None
     carry_TE: jax.Array | None = None
+    activity_TE: jax.Array | None = None
     train: bool = False
     num_experts: int = 0
 
@@ -198,6 +203,8 @@ class Router:
     has_logits: ClassVar[bool] = True
     carries: ClassVar[bool] = False
     """Passes a `[T, E]` array on to the router of the next MoE layer."""
+    sees_activity: ClassVar[bool] = False
+    """Reads `RouterInputs.activity_TE`: all experts are computed to choose a few. For analysis."""
 
     @property
     def auxiliary_scope(self) -> str:

@@ -99,6 +99,12 @@ def linear_logits(x_TD: jax.Array, w_DE: jax.Array) -> jax.Array:
     )
 
 
+def top_k_experts(scores_TE: jax.Array, k: int) -> jax.Array:
+    """int32 `[T, k]`: the experts with the highest scores, in descending order; ties go to the
+    lowest index. No gradient flows through the choice."""
+    return jax.lax.top_k(jax.lax.stop_gradient(scores_TE), k)[1]
+
+
 def renormalised(weight_TK: jax.Array, filled_TK: jax.Array) -> jax.Array:
     """Weights divided by their sum over the filled slots, `[T, K]`; rows of zeros stay zero."""
     return normalised(jnp.where(filled_TK, weight_TK, 0.0))

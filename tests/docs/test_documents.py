@@ -131,7 +131,11 @@ def test_programs_and_their_flags_exist(path):
             continue
         source = program(module)
         assert source, f"{path.name}: python -m {module}: there is no such program"
-        flags = set(re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', source.read_text())) | {"help"}
+        files = [source]
+        if module == "tools.convert":  # each command defines its own
+            files += (REPOSITORY / "tools" / "conversions").glob("*.py")
+        text = "".join(file.read_text() for file in files)
+        flags = set(re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', text)) | {"help"}
         if module == "tools.prepare":  # it makes a flag of every knob of the data
             flags |= {field.name for field in dataclasses.fields(DataConfig)}
         for flag in re.findall(r"\s--([\w-]+)", command):

@@ -117,6 +117,7 @@ def causality_is_as_declared(subject):
         subject.inputs,
         token_id_T=np.where(np.arange(T) < half, subject.inputs.token_id_T, 1),
         carry_TE=np.where(np.arange(T)[:, None] < half, subject.inputs.carry_TE, 1.0),
+        activity_TE=np.where(np.arange(T)[:, None] < half, subject.inputs.activity_TE, 1.0),
     )
     before, after = subject.plain, subject.graded(changed, inputs)
     same = np.array_equal(before["combine_TE"][:half], after["combine_TE"][:half])
@@ -144,10 +145,11 @@ def expert_equivariance_is_as_declared(subject):
                 leaf = np.take(leaf, order, axis)
         return leaf
 
-    params, state, carry_TE = jax.tree.map(
-        permuted, (subject.params, subject.state, subject.inputs.carry_TE)
+    seen = subject.inputs
+    params, state, carry_TE, activity_TE = jax.tree.map(
+        permuted, (subject.params, subject.state, seen.carry_TE, seen.activity_TE)
     )
-    inputs = dataclasses.replace(subject.inputs, carry_TE=carry_TE)
+    inputs = dataclasses.replace(seen, carry_TE=carry_TE, activity_TE=activity_TE)
     plain = dense(subject.plain_modes["evaluated"])
     moved = dense(subject.modes(params, state, inputs)["evaluated"])
     same = np.allclose(plain[:, order], moved, atol=1e-5)
@@ -310,8 +312,9 @@ def one_expert_for_all(subject):
     )
     router.check_experts(1, "router")
     params, state = router.init(jax.random.key(0), D, 1), router.init_state(1)
+    seen = subject.inputs
     inputs = dataclasses.replace(
-        subject.inputs, num_experts=1, carry_TE=subject.inputs.carry_TE[:, :1]
+        seen, num_experts=1, carry_TE=seen.carry_TE[:, :1], activity_TE=seen.activity_TE[:, :1]
     )
     routing = routed_once(router, subject.x_TD, inputs, params, state)
     assert routing.expert_TK.shape == (T, 1)
@@ -342,7 +345,7 @@ def the_balance_loss_lowers_the_load_cv(subject):
     Both ways go by the gradient of all parameters, whatever they are.
     """
     router = subject.router
-    if not router.has_scores:
+    if not router.has_scores or not subject.params:
         return  # no probability that a loss could push
     x_TD = subject.x_TD + 1.0  # a direction that all tokens share carries the bias
     inputs = dataclasses.replace(subject.inputs, carry_TE=None)

@@ -8,7 +8,7 @@ import numpy as np
 
 from moejax.routing import ROUTERS as REGISTRY
 from moejax.routing import RouterInputs
-from moejax.routing.routers import MoEPlusPlus, SigmoidBias, TopK, TopP
+from moejax.routing.routers import MoEfication, MoEPlusPlus, SigmoidBias, TopK, TopP
 
 E = 8
 
@@ -18,6 +18,7 @@ VARIANTS = {
     "top_p_hmoe": TopP(p=0.6, inclusive=True, renormalise=True),
     "top_p_k_max": TopP(p=0.7, k_min=2, k_max=3),
     "sigmoid_bias_groups": SigmoidBias(k=3, scale=2.5, groups=4, groups_kept=2),
+    "moefication_tanh": MoEfication(k=3, hidden=12, straight_through=True),
     "moe_plus_plus_code": MoEPlusPlus(renormalise=True, zero_experts=1, two_layer=True),
 }
 
@@ -39,6 +40,7 @@ def make_inputs(num_tokens, **fields):
         "position_T": np.arange(num_tokens, dtype=np.int32),
         "sequence_T": (np.arange(num_tokens) * 4 // num_tokens).astype(np.int32),
         "carry_TE": random.normal(size=(num_tokens, E)).astype(np.float32),
+        "activity_TE": random.gamma(2.0, size=(num_tokens, E)).astype(np.float32),
         "valid_T": np.ones(num_tokens, bool),
         "key": jax.random.key(7),
         "num_experts": E,

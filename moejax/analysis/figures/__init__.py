@@ -28,10 +28,12 @@ from moejax.analysis.figures import (
 )
 from moejax.analysis.figures.base import Figure
 from moejax.analysis.figures.traced import (
+    activation,
     coactivation,
     confidence,
     difficulty,
     distribution,
+    families,
     language,
     languages,
     paths,
@@ -75,6 +77,8 @@ FIGURES: tuple[Callable[[Evidence], Figure], ...] = (
     vocabulary.build,
     relations.build,
     languages.build,
+    activation.build,
+    families.build,
     paths.build,
     interventions.build,
     words.build,

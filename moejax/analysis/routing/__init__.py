@@ -21,6 +21,7 @@ coactivation    which experts serve the same token
 specialisation  which labels (domains, languages, classes) use which experts
 vocabulary      how far a token id fixes the expert
 information     mutual information of a label and an expert, bias-corrected
+frequency       how often languages use experts: shared and specific ones, families
 divergence      Jensen-Shannon divergence of languages (or any labels) from a reference
 paths           from layer to layer
 pairs           experts of two tables that meet in a token (shared by the next ones)

@@ -3,7 +3,9 @@
 from moejax.routing.routers.expert_choice import ExpertChoice, choose_tokens
 from moejax.routing.routers.hash import Hash
 from moejax.routing.routers.moe_plus_plus import MoEPlusPlus
+from moejax.routing.routers.moefication import MoEfication
 from moejax.routing.routers.noisy_top_k import NoisyTopK
+from moejax.routing.routers.oracle import Oracle
 from moejax.routing.routers.random import Random
 from moejax.routing.routers.remoe import ReMoE
 from moejax.routing.routers.round_robin import RoundRobin
@@ -15,7 +17,9 @@ __all__ = [
     "ExpertChoice",
     "Hash",
     "MoEPlusPlus",
+    "MoEfication",
     "NoisyTopK",
+    "Oracle",
     "Random",
     "ReMoE",
     "RoundRobin",

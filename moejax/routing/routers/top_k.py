@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from moejax.config.knobs import knob
 from moejax.routing.contract import ROUTERS, Card, State
 from moejax.routing.groups import check_groups, limit_to_groups
-from moejax.routing.linear import LinearRouter, Selection, renormalised
+from moejax.routing.linear import LinearRouter, Selection, renormalised, top_k_experts
 
 
 @ROUTERS.register("top_k")
@@ -88,7 +88,7 @@ def top_k(
         with -inf for experts that are out of reach). No gradient flows through the choice.
     """
     ranked_TE = scores_TE if ranked_by_TE is None else ranked_by_TE
-    _, expert_TK = jax.lax.top_k(jax.lax.stop_gradient(ranked_TE), k)
+    expert_TK = top_k_experts(ranked_TE, k)
     weight_TK = jnp.take_along_axis(scores_TE, expert_TK, axis=-1)
     if renormalise:
         weight_TK = renormalised(weight_TK, jnp.ones_like(expert_TK, bool))
