@@ -10,6 +10,8 @@ commands:
   verify   every tensor of a source against a run             docs/interop.md
   upcycle  dense run -> run whose FFNs are copied into experts      docs/upcycling.md
   moefy    dense run -> run whose FFNs are cut into small experts   docs/moefy.md
+  prune    run with experts -> run with fewer                       docs/pruning.md
+  mask     dense run -> run under learned masks -> what they leave  docs/masks.md
 
 examples:
   python -m tools.convert import --from=SmolLM2-135M.gguf --to=runs/smollm2
@@ -36,6 +38,8 @@ COMMANDS = {
     "verify": ("files", "define_verify", "run_verify"),
     "upcycle": ("upcycle", "define_flags", "run"),
     "moefy": ("moefy", "define_flags", "run"),
+    "prune": ("prune", "define_flags", "run"),
+    "mask": ("mask", "define_flags", "run"),
 }
 """Command -> file in tools/conversions, and what it is there. Only its own flags are defined, so a
 flag of another command is an error."""

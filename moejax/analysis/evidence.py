@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from moejax.analysis import text
 from moejax.analysis.arrays import ArrayFileError
 from moejax.analysis.compare import AXES, Comparison, Selection, compare, rungs, select
-from moejax.analysis.interventions import Sweep, SweepFile, find_sweeps, read_sweep
+from moejax.analysis.interventions import Sweep, find_sweeps, read_sweep
+from moejax.analysis.pruning import Study as Pruned
+from moejax.analysis.pruning import find_studies, read_study
+from moejax.analysis.records import StepFile
 from moejax.analysis.routing.grouped import sequences_of
 from moejax.analysis.scaling import (
     Dataset,
@@ -78,6 +82,14 @@ class Swept:
     sweep: Sweep
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrunedRun:
+    """A study of pruning and the run that it is of."""
+
+    view: View
+    study: Pruned
+
+
 Need = Callable[[Traced], bool]
 
 
@@ -138,11 +150,25 @@ class Evidence:
         """The newest readable sweep of each intervention and corpus of each run."""
         found = []
         for view in self.runs:
-            by_place: dict[tuple[str, str], list[SweepFile]] = {}
+            by_place: dict[tuple[str, str], list[StepFile]] = {}
             for file in find_sweeps(view.run.root):
                 by_place.setdefault((file.folder, file.corpus), []).append(file)
             for files in by_place.values():
-                found += [Swept(view, one)] if (one := _newest(view, files)) is not None else []
+                one = _newest(view, files, "interventions", read_sweep)
+                found += [] if one is None else [Swept(view, one)]
+        return found
+
+    @functools.cached_property
+    def pruned(self) -> list[PrunedRun]:
+        """The newest readable study of pruning of each router's fate and corpus of each run."""
+        found = []
+        for view in self.runs:
+            by_place: dict[tuple[str, str], list[StepFile]] = {}
+            for file in find_studies(view.run.root):
+                by_place.setdefault((file.folder, file.corpus), []).append(file)
+            for files in by_place.values():
+                one = _newest(view, files, "pruning", read_study)
+                found += [] if one is None else [PrunedRun(view, one)]
         return found
 
     # ---- traces ----
@@ -200,12 +226,17 @@ def surfaces(dataset: Dataset, options: Options | None = None) -> dict[str, Fit 
     return found
 
 
-def _newest(view: View, files: Sequence[SweepFile]) -> Sweep | None:
+Read = TypeVar("Read")
+
+
+def _newest(
+    view: View, files: Sequence[StepFile], top: str, read: Callable[[Path], Read]
+) -> Read | None:
     for file in reversed(files):
         try:
-            return read_sweep(file.path)
+            return read(file.path)
         except ConfigError as error:
-            where = f"interventions/{file.folder}/{file.corpus}/{file.path.name}"
+            where = f"{top}/{file.folder}/{file.corpus}/{file.path.name}"
             what = str(error).replace(str(file.path), file.path.name)
             view.run.note("warning", text.clean(where), text.clean(what))
     return None

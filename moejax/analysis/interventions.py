@@ -9,29 +9,32 @@ import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moejax.analysis import text
-from moejax.config.files import read_json, write_json
+from moejax.analysis.records import (
+    MAX_LAYERS,
+    Estimate,
+    StepFile,
+    count,
+    estimate,
+    find_steps,
+    integers,
+    is_int,
+    number,
+    numbers,
+    read_record,
+    string,
+)
+from moejax.config.files import write_json
 from moejax.config.knobs import ConfigError
 
 FORMAT_VERSION = 1
 FOLDER = "interventions"
-MAX_BYTES = 64 << 20
 MAX_ROWS = 1 << 16
-MAX_LAYERS = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean over tokens in nats, and its 95 % interval over sequences; NaN: not known."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,30 +108,9 @@ class Sweep:
     rows: tuple[Measured, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class SweepFile:
-    """A sweep that is there, not opened yet: its folder names and its step."""
-
-    folder: str
-    corpus: str
-    step: int
-    path: Path
-
-
-def find_sweeps(root: str | os.PathLike[str]) -> list[SweepFile]:
+def find_sweeps(root: str | os.PathLike[str]) -> list[StepFile]:
     """The sweeps of a run directory: by folder, corpus, step."""
-    top = Path(root) / FOLDER
-    found = []
-    for folder in _folders(top):
-        for corpus in _folders(folder):
-            steps = [
-                (int(stem), corpus / name)
-                for name in sorted(os.listdir(corpus))
-                if name.endswith(".json") and (stem := name.removesuffix(".json")).isdecimal()
-                if stem.isascii() and len(stem) <= 18
-            ]
-            found += [SweepFile(folder.name, corpus.name, step, p) for step, p in sorted(steps)]
-    return found
+    return find_steps(Path(root) / FOLDER)
 
 
 def write_sweep(path: str | os.PathLike[str], sweep: Sweep) -> None:
@@ -152,9 +134,9 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
         layers and rows of a sweep.
     """
     path = Path(path)
-    record = _record(path)
-    layers_L = _integers(path, record, "layers_L")
-    experts_L = _integers(path, record, "experts_L")
+    record = read_record(path, FORMAT_VERSION)
+    layers_L = integers(path, record, "layers_L")
+    experts_L = integers(path, record, "experts_L")
     if len(experts_L) != len(layers_L):
         raise ConfigError(
             f"{path}: experts_L has {len(experts_L)} layers but layers_L has {len(layers_L)}"
@@ -164,16 +146,16 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
         raise ConfigError(f"{path}: rows is no list of at most {MAX_ROWS:,} rows")
     names = record.get("routers")
     fields: dict[str, Any] = {
-        name: _string(record.get(name))
+        name: string(record.get(name))
         for name in ("what", "when", "acts_on", "corpus", "spec", "part", "tokens_sha256")
     }
-    fields |= {name: _count(path, record, name) for name in ("step", "tokens", "sequences")}
+    fields |= {name: count(path, record, name) for name in ("step", "tokens", "sequences")}
     return Sweep(
         **fields,
         renormalise=record.get("renormalise") is True,
         layers_L=layers_L,
         experts_L=experts_L,
-        routers=tuple(map(_string, names[:MAX_LAYERS])) if isinstance(names, list) else (),
+        routers=tuple(map(string, names[:MAX_LAYERS])) if isinstance(names, list) else (),
         untouched=_measured(path, "untouched", record.get("untouched"), layers_L),
         rows=tuple(
             _measured(path, f"rows[{number}]", row, layers_L) for number, row in enumerate(rows)
@@ -213,17 +195,7 @@ def _mean(array_L: NDArray[np.float64]) -> float:
     return float(array_L.mean()) if array_L.size else math.nan
 
 
-def _folders(top: Path) -> list[Path]:
-    if not top.is_dir():
-        return []
-    return [top / name for name in sorted(os.listdir(top)) if (top / name).is_dir()]
-
-
 def _row(row: Measured) -> dict[str, Any]:
-    def numbers(estimate: Estimate) -> dict[str, float | None]:
-        pairs = dataclasses.asdict(estimate).items()
-        return {name: value if math.isfinite(value) else None for name, value in pairs}
-
     return {
         "value": row.value,
         "layers": row.layers,
@@ -235,79 +207,23 @@ def _row(row: Measured) -> dict[str, Any]:
     }
 
 
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES:,} bytes")
-        record = read_json(path)
-    except (RecursionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        # Nested too deeply, or an integer of too many digits.
-        raise ConfigError(f"{path}: is not JSON ({text.clean(error, 80)})") from error
-    if not isinstance(record, dict):
-        raise ConfigError(f"{path}: is not a JSON object")
-    version = record.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        shown = text.clean(version, 20)
-        raise ConfigError(f"{path}: format_version is {shown}, this reader knows {FORMAT_VERSION}")
-    return record
-
-
 def _measured(path: Path, where: str, value: object, layers_L: NDArray[np.int32]) -> Measured:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: {where} is not an object")
     acts = value.get("layers")
     known = set(layers_L.tolist())
-    if not isinstance(acts, list) or not all(_is_int(layer) and layer in known for layer in acts):
+    if not isinstance(acts, list) or not all(is_int(layer) and layer in known for layer in acts):
         raise ConfigError(f"{path}: {where}.layers are not layers of layers_L")
     arrays = {}
     for name in ("active_L", "width_L", "shared_L"):
         found = value.get(name)
         if not isinstance(found, list) or len(found) != len(layers_L):
             raise ConfigError(f"{path}: {where}.{name} does not have {len(layers_L)} layers")
-        arrays[name] = np.array([_number(one) for one in found], np.float64)
+        arrays[name] = np.array([number(one) for one in found], np.float64)
     return Measured(
-        value=_string(value.get("value")),
+        value=string(value.get("value")),
         layers=tuple(acts),
-        loss=_estimate(value.get("loss")),
-        change=_estimate(value.get("change")),
+        loss=estimate(value.get("loss")),
+        change=estimate(value.get("change")),
         **arrays,
     )
-
-
-def _estimate(value: object) -> Estimate:
-    found = value if isinstance(value, dict) else {}
-    return Estimate(*(_number(found.get(name)) for name in ("mean", "low", "high")))
-
-
-def _integers(path: Path, record: dict[str, Any], name: str) -> NDArray[np.int32]:
-    value = record.get(name)
-    if (
-        not isinstance(value, list)
-        or not 1 <= len(value) <= MAX_LAYERS
-        or not all(_is_int(one) and 0 <= one < 1 << 31 for one in value)
-    ):
-        raise ConfigError(f"{path}: {name} is no list of 1 to {MAX_LAYERS:,} numbers")
-    return np.array(value, np.int32)
-
-
-def _count(path: Path, record: dict[str, Any], name: str) -> int:
-    value = record.get(name)
-    if not _is_int(value) or not 0 <= value < 1 << 63:
-        raise ConfigError(f"{path}: {name} is no whole number")
-    return value
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300:
-        return math.nan
-    return float(value)
-
-
-def _string(value: object) -> str:
-    return text.clean(value, 200) if isinstance(value, str) else ""

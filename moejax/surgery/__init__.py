@@ -1,4 +1,4 @@
-"""Dense models made into mixtures of experts: upcycling, MoEfication."""
+"""Trained models taken apart and put together again: upcycling, MoEfication, pruning, masks."""
 
 from moejax.surgery.layers import put_layers, take_layers
 from moejax.surgery.moefication import CutLayer, Moefying, all_on, moefied_config, moefy

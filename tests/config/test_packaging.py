@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Imported only when the user asks for it: extras.
-OPTIONAL = {"reasoning_gym", "submitit", "tokamax", "wandb", "yaml"}
+OPTIONAL = {"lm_eval", "reasoning_gym", "submitit", "tokamax", "wandb", "yaml"}
 # A dependency that nothing imports by name, and why it is there.
 INDIRECT = {"importlib-resources": "tensorflow-datasets imports it without declaring it"}
 
@@ -91,5 +91,5 @@ def test_no_tensorflow_and_no_torch():
 def test_all_extras_are_there():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert set(project["optional-dependencies"]) == {
-        *("dev", "multilingual", "eval", "hf", "bench", "tpu", "gpu", "gcs", "slurm", "wandb"),
+        *("dev", "multilingual", "eval", "hf", "lm-eval", "bench", "tpu", "gpu", "gcs", "slurm", "wandb"),
     }

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moejax.analysis import interventions
+from moejax.analysis import interventions, records
 from moejax.analysis.interventions import Estimate, Measured, Sweep, line, read_sweep, write_sweep
 from moejax.config import ConfigError
 
@@ -129,7 +129,7 @@ def test_numbers_that_are_none_and_strings_that_bite(file: Path) -> None:
 
 
 def test_files_that_are_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interventions, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(records, "MAX_BYTES", 1 << 20)
     for content in ("", "[1]", "{", "[" * 200_000, '{"step": ' + "9" * 5000 + "}", "x" * (2 << 20)):
         (tmp_path / "1.json").write_text(content)
         with pytest.raises(ConfigError) as caught:

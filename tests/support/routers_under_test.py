@@ -8,7 +8,15 @@ import numpy as np
 
 from moejax.routing import ROUTERS as REGISTRY
 from moejax.routing import RouterInputs
-from moejax.routing.routers import MoEfication, MoEPlusPlus, SigmoidBias, TopK, TopP
+from moejax.routing.routers import (
+    FixedMasks,
+    LearnedMasks,
+    MoEfication,
+    MoEPlusPlus,
+    SigmoidBias,
+    TopK,
+    TopP,
+)
 
 E = 8
 
@@ -19,6 +27,8 @@ VARIANTS = {
     "top_p_k_max": TopP(p=0.7, k_min=2, k_max=3),
     "sigmoid_bias_groups": SigmoidBias(k=3, scale=2.5, groups=4, groups_kept=2),
     "moefication_tanh": MoEfication(k=3, hidden=12, straight_through=True),
+    "learned_masks_two": LearnedMasks(masks=2, per_token=2, init_log_alpha=0.0, gain=30.0),
+    "fixed_masks_two": FixedMasks(masks=3, per_token=2),
     "moe_plus_plus_code": MoEPlusPlus(renormalise=True, zero_experts=1, two_layer=True),
 }
 

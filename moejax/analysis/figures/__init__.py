@@ -20,8 +20,10 @@ from moejax.analysis.figures import (
     layers,
     load,
     loss,
+    masks,
     parallel,
     pareto,
+    pruning,
     scaling_law,
     seed_bands,
     token_class,
@@ -81,5 +83,7 @@ FIGURES: tuple[Callable[[Evidence], Figure], ...] = (
     families.build,
     paths.build,
     interventions.build,
+    pruning.build,
+    masks.build,
     words.build,
 )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moejax.analysis.intervals import t_quantile
-from moejax.analysis.interventions import Estimate
+from moejax.analysis.records import Estimate
 
 
 def clustered_mean(sum_S: NDArray[np.float64], count_S: NDArray[np.float64]) -> Estimate:

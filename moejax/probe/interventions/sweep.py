@@ -49,7 +49,7 @@ class Evaluator:
         self._inputs = [place.put_whole(model_inputs(batch)) for batch in rows.batches]
         self._valid = [batch["segment_ids"].reshape(-1) > 0 for batch in rows.batches]
         self._scored = [batch["loss_mask"].reshape(-1) > 0 for batch in rows.batches]
-        self._sequence = _sequences(rows)
+        self._sequence = sequences_of(rows)
         self._tokens = max(int(sum(valid_T.sum() for valid_T in self._valid)), 1)
         sequences = 1 + max((int(found.max(initial=-1)) for found in self._sequence), default=-1)
         self.count_S = np.zeros(sequences)
@@ -202,7 +202,7 @@ def write_sweeps(
     return written
 
 
-def _sequences(rows: LabelledRows) -> list[NDArray[np.int64]]:
+def sequences_of(rows: LabelledRows) -> list[NDArray[np.int64]]:
     """The sequence of each position of each batch, counted as in a trace; -1 is padding."""
     found, first = [], 0
     for batch in rows.batches:
