@@ -55,6 +55,7 @@ def test_halves_are_of_every_language_and_never_split_a_unit():
     assert same.calibrate_S.tolist() == [True, True, False, False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ["remove", ALL_ON])
 def test_removed_costs_what_forced_off_costs(bench, router):
     plan = dataclasses.replace(bench.plan, router=router)
@@ -68,6 +69,7 @@ def test_removed_costs_what_forced_off_costs(bench, router):
     assert np.abs(off.nll_S - whole.nll_S).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_study_is_written_read_and_counted(run, tmp_path):
     plan = Plan(
         rates=(0.3, 0.5),
@@ -110,6 +112,7 @@ def test_a_study_is_written_read_and_counted(run, tmp_path):
     assert [file.step for file in find_studies(tmp_path)] == [0]
 
 
+@pytest.mark.slow
 def test_only_the_other_half_is_scored(bench):
     assert bench.halves.calibrate_S.any() and (~bench.halves.calibrate_S).any()
     assert not bench.scored_S[bench.halves.calibrate_S].any()
@@ -119,6 +122,7 @@ def test_only_the_other_half_is_scored(bench):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan, says",
     [
