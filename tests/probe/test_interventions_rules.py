@@ -17,8 +17,11 @@ from moejax.routing import ROUTERS, Router, RouterInputs, Routing
 from moejax.routing.routers import (
     ExpertChoice,
     Hash,
+    LearnedMasks,
+    MoEfication,
     MoEPlusPlus,
     NoisyTopK,
+    Oracle,
     ReMoE,
     SigmoidBias,
     TopK,
@@ -37,6 +40,7 @@ ROUTERS_UNDER_TEST: dict[str, Router] = {
     "p": TopP(p=0.5),
     "p_bounded": TopP(p=0.7, inclusive=True, renormalise=True, k_min=2, k_max=4),
     "remoe": ReMoE(k=2),
+    "moefication": MoEfication(k=2),
 }
 UNTOUCHED = {"top": 0, "drop": (), "extra": 0}
 CHANGES = (
@@ -105,7 +109,7 @@ def held(routing: Routing) -> list[Held]:
 
 
 def scores_of(router: Router, logit: dict[int, float]) -> dict[int, float]:
-    if isinstance(router, SigmoidBias):
+    if isinstance(router, SigmoidBias | MoEfication):
         return {e: 1 / (1 + math.exp(-z)) for e, z in logit.items()}
     if isinstance(router, ReMoE):
         return {e: max(z, 0.0) for e, z in logit.items()}
@@ -148,6 +152,8 @@ def choice(router: Any, score: dict[int, float], change: dict[str, Any]) -> tupl
             weight = {e: w if e < EXPERTS - router.zero_experts else 0.0 for e, w in weight.items()}
         total_weight = sum(weight.values())
         weight = {e: w / total_weight if total_weight else 0.0 for e, w in weight.items()}
+    if isinstance(router, MoEfication):
+        return chosen, dict.fromkeys(chosen, 1.0)
     scale = getattr(router, "scale", 1.0)
     return chosen, {e: scale * w for e, w in weight.items()}
 
@@ -155,6 +161,8 @@ def choice(router: Any, score: dict[int, float], change: dict[str, Any]) -> tupl
 def expected(
     router: Router, logit_E: NDArray, change: dict[str, Any], when: str, renormalise: bool
 ) -> Held:
+    if isinstance(router, MoEfication):  # sees the direction of a token
+        logit_E = logit_E / (np.linalg.norm(logit_E) or 1.0)
     logit = {e: float(z) for e, z in enumerate(logit_E)}
     score = scores_of(router, logit)
     gone = {*best(score, change["top"]), *change["drop"]}
@@ -237,6 +245,7 @@ def test_any_router_can_lose_an_expert_after_it_chose(router: Router) -> None:
 
 def test_every_scored_router_that_ships_has_its_oracle_here() -> None:
     tested = {type(router) for router in ROUTERS_UNDER_TEST.values()} | {ExpertChoice}
+    tested |= {Oracle, LearnedMasks}  # nothing is chosen among the rest: no rule
     shipped = {ROUTERS.get(name, "router") for name in ROUTERS.names()}
     scored = {r for r in shipped if r.has_scores and r.__module__.startswith("moejax.")}
     assert scored == tested

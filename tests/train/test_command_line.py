@@ -56,7 +56,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         [LM, "--config.model.attention.backend=cudnn", "--workdir=WORK"],
         r"config\.model\.attention\.backend='cudnn': needs a GPU .* on cpu here; nearest .* 'xla'",
     ),
-    "no config": (["--workdir=WORK"], r"--config: is required"),
+    "no config": (["--workdir=WORK/new"], r"--config: is required"),
     "no workdir": ([LM], r"--workdir: is required"),
     "unknown flag": ([LM, "--wrokdir=WORK"], r"wrokdir.*Did you mean: workdir"),
     "stray argument": ([LM, "--workdir=WORK", "quick"], r"quick: unexpected argument"),

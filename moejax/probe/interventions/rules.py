@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from moejax.routing.contract import Router, State
 from moejax.routing.groups import limit_to_groups
 from moejax.routing.linear import Selection, renormalised
-from moejax.routing.routers import MoEPlusPlus, NoisyTopK, ReMoE, SigmoidBias, TopK, TopP
+from moejax.routing.routers import (
+    MoEfication,
+    MoEPlusPlus,
+    NoisyTopK,
+    ReMoE,
+    SigmoidBias,
+    TopK,
+    TopP,
+)
 
 
 class Values(Protocol):
@@ -137,6 +145,20 @@ def _remoe(
     return _best(ranked_TE, scores_TE, jnp.int32(num_experts), slots)
 
 
+def _moefication(
+    router: Any,
+    scores_TE: jax.Array,
+    open_TE: jax.Array,
+    state: State,
+    values: Values,
+    slots: int,
+) -> Selection:
+    del router, state
+    chosen = _best(_ranked(scores_TE, open_TE), scores_TE, values.k + values.extra, slots)
+    filled_TK = chosen.expert_TK < scores_TE.shape[-1]
+    return chosen._replace(weight_TK=filled_TK.astype(scores_TE.dtype))
+
+
 RULES: dict[type[Router], Rule] = {
     TopK: _top_k,
     NoisyTopK: _top_k,  # there is no noise outside training
@@ -144,6 +166,7 @@ RULES: dict[type[Router], Rule] = {
     MoEPlusPlus: _moe_plus_plus,
     TopP: _top_p,
     ReMoE: _remoe,
+    MoEfication: _moefication,
 }
 """The rule of each router that can choose among the experts that are left."""
 
