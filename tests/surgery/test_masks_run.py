@@ -100,7 +100,7 @@ def command(*arguments):
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.all
 def test_the_commands(dense, tmp_path):
     """mask, harden, trace, prune, the study and the report, as a user runs them."""
     masked_run, real = tmp_path / "runs/masked", tmp_path / "runs/real"
