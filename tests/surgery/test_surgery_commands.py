@@ -163,7 +163,7 @@ def test_the_commands_make_runs_that_all_tools_open(dense, tmp_path):
 def test_mistakes_are_one_line(dense, tmp_path):
     new = f"--to={tmp_path / 'new'}"
     for argv, said in (
-        (["upcicle"], "upcicle: known: import, export, verify, upcycle, moefy, prune, mask; did you mean"),
+        (["upcicle"], "upcicle: known: import, export, verify, upcycle, moefy, prune, mask"),
         (["moefy", new], "--from: is required by moefy"),
         (["moefy", f"--from={dense}", new, "--copies=2"], "Unknown command line flag 'copies'"),
         (["moefy", f"--from={dense}", new, "--experts=7"], "experts=7: does not divide"),
