@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from moejax.analysis import text
 from moejax.analysis.compare import BEYOND, UNKNOWN, Comparison, Row
+from moejax.analysis.compare.noise import BY_FLOOR, BY_PAIRS
 from moejax.analysis.evidence import Evidence, Scaling
 from moejax.analysis.figures.scaling_law import estimate
 from moejax.analysis.view import View
@@ -48,12 +49,12 @@ def _difference(comparison: Comparison, row: Row) -> Claim:
     claim = f"At {at}, {row.name} has a lower loss than {comparison.baseline}."
     pairs = text.count(gap.mean.n, "seed")
     because = f"Difference {gap.mean.mean:+.4f} nats"
-    because += f" ± {gap.mean.half_width:.4f}" if math.isfinite(gap.mean.half_width) else ""
+    because += f" ± {gap.bound:.4f}" if gap.rule == BY_PAIRS else ""
     because += f" over {pairs}"
     if gap.verdict == UNKNOWN:
         because += ", and no configuration has a second seed to tell the noise"
-    elif math.isfinite(gap.least) and gap.mean.n < 3:
-        because += f"; beyond the noise of seeds from {gap.least:.4f}"
+    elif gap.rule == BY_FLOOR:
+        because += f"; beyond the noise of seeds from {gap.bound:.4f}"
     if gap.verdict != BEYOND:
         return Claim(claim, because, CANNOT_TELL)
     return Claim(claim, because, HOLDS if gap.mean.mean < 0 else DOES_NOT)

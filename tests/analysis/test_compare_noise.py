@@ -185,3 +185,13 @@ def test_losses_at_or_below_the_floor_have_no_compute():
 def test_a_law_out_of_range_is_refused(floor, exponent):
     with pytest.raises(ConfigError, match=r"floor=|exponent="):
         PowerLaw(floor, exponent)
+
+
+def test_the_bound_is_what_judged():
+    noise = pooled([[1.0, 1.1], [2.0, 2.1]])
+    few = difference_of({"0": 1.0, "1": 1.2}, {"0": 1.5, "1": 1.5}, (), noise)
+    assert (few.rule, few.bound) == (BY_FLOOR, few.least) and few.bound < few.mean.half_width
+    many = difference_of({"0": 1.0, "1": 1.2, "2": 1.1}, {"0": 1.5, "1": 1.5, "2": 1.4}, (), noise)
+    assert (many.rule, many.bound) == (BY_PAIRS, many.mean.half_width)
+    one = difference_of({"0": 1.0}, {"0": 1.5}, (), pooled([[1.0], [2.0]]))
+    assert one.rule == "" and math.isnan(one.bound)

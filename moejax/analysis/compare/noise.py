@@ -57,6 +57,11 @@ class Difference:
     verdict: str
     rule: str
 
+    @property
+    def bound(self) -> float:
+        """What the difference was held against: beyond noise is what is larger; NaN: nothing."""
+        return self.mean.half_width if self.rule == BY_PAIRS else self.least
+
 
 def pooled(groups: Sequence[Sequence[float]]) -> Noise:
     """The standard deviation within groups, pooled: sqrt(sum of squares / sum of (n_i - 1)).

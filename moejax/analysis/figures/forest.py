@@ -16,9 +16,9 @@ TITLE = "Difference from the baseline"
 CAPTION = (
     "Validation loss minus the baseline's, in pairs of equal seed: left of the line is better. "
     "Runs whose training lengths are far apart have a baseline each. "
-    "Bars are the 95 % t interval of the mean difference; a configuration with one pair has the "
-    "noise floor as its bar instead, where another configuration has two seeds, and none where "
-    "nothing tells how much a seed matters. A bar that crosses the line: no difference can be told."
+    "Bars are the 95 % t interval of the mean difference; of one pair or two that says nothing, "
+    "and the bar is the noise between the seeds of all configurations; none where nothing tells how "
+    "much a seed matters. A bar that crosses the line: no difference can be told."
 )
 TABS = {"tokens": "Equal tokens", "flops": "Equal FLOPs", "time": "Equal time"}
 MOST = 60  # rows of the picture; the CSV has all
@@ -59,7 +59,7 @@ def _chart(evidence: Evidence, comparison: Comparison, others: list[Treated], at
     for one in others:
         found = one.difference
         assert found is not None
-        known = found.mean.half_width if math.isfinite(found.mean.half_width) else found.least
+        known = found.bound
         mean.append(found.mean.mean)
         half.append(known)
         shown = f" ± {known:.4f}" if math.isfinite(known) else ", interval unknown"
