@@ -17,8 +17,8 @@ CAPTION = (
     "Validation loss minus the baseline's, in pairs of equal seed: left of the line is better. "
     "Runs whose training lengths are far apart have a baseline each. "
     "Bars are the 95 % t interval of the mean difference; of one pair or two that says nothing, "
-    "and the bar is the noise between the seeds of all configurations; none where nothing tells how "
-    "much a seed matters. A bar that crosses the line: no difference can be told."
+    "and the bar is the noise between the seeds of all configurations; none where nothing tells "
+    "how much a seed matters. A bar that crosses the line: no difference can be told."
 )
 TABS = {"tokens": "Equal tokens", "flops": "Equal FLOPs", "time": "Equal time"}
 MOST = 60  # rows of the picture; the CSV has all
