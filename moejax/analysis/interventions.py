@@ -22,8 +22,9 @@ from moejax.analysis.records import (
     count,
     estimate,
     find_steps,
-    integers,
     is_int,
+    layers,
+    listed_rows,
     number,
     numbers,
     read_record,
@@ -135,15 +136,8 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
     """
     path = Path(path)
     record = read_record(path, FORMAT_VERSION)
-    layers_L = integers(path, record, "layers_L")
-    experts_L = integers(path, record, "experts_L")
-    if len(experts_L) != len(layers_L):
-        raise ConfigError(
-            f"{path}: experts_L has {len(experts_L)} layers but layers_L has {len(layers_L)}"
-        )
-    rows = record.get("rows")
-    if not isinstance(rows, list) or len(rows) > MAX_ROWS:
-        raise ConfigError(f"{path}: rows is no list of at most {MAX_ROWS:,} rows")
+    layers_L, experts_L = layers(path, record)
+    rows = listed_rows(path, record, MAX_ROWS)
     names = record.get("routers")
     fields: dict[str, Any] = {
         name: string(record.get(name))

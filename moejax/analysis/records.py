@@ -95,6 +95,25 @@ def integers(path: Path, record: dict[str, Any], name: str) -> NDArray[np.int32]
     return np.array(value, np.int32)
 
 
+def layers(path: Path, record: dict[str, Any]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """`layers_L` and `experts_L`, of one length; raises ConfigError."""
+    layers_L = integers(path, record, "layers_L")
+    experts_L = integers(path, record, "experts_L")
+    if len(experts_L) != len(layers_L):
+        raise ConfigError(
+            f"{path}: experts_L has {len(experts_L)} layers but layers_L has {len(layers_L)}"
+        )
+    return layers_L, experts_L
+
+
+def listed_rows(path: Path, record: dict[str, Any], most: int) -> list[Any]:
+    """`rows`, a list of at most `most`; raises ConfigError."""
+    rows = record.get("rows")
+    if not isinstance(rows, list) or len(rows) > most:
+        raise ConfigError(f"{path}: rows is no list of at most {most:,} rows")
+    return rows
+
+
 def count(path: Path, record: dict[str, Any], name: str) -> int:
     """A whole number, 0 or more; raises ConfigError."""
     value = record.get(name)

@@ -34,7 +34,7 @@ from moejax.models.metrics import moe_layers
 from moejax.probe.corpus import Text
 from moejax.probe.interventions.clusters import clustered_mean
 from moejax.probe.interventions.program import make_losses
-from moejax.probe.interventions.sweep import Evaluator, sequences_of
+from moejax.probe.interventions.sweep import Evaluator
 from moejax.probe.observe import observer
 from moejax.probe.opened import OpenedRun, Restored, Say
 from moejax.probe.program import make_pass
@@ -42,6 +42,7 @@ from moejax.probe.rows import LabelledRows
 from moejax.probe.tracing import TraceOptions, open_rows, trace
 from moejax.surgery import pruning
 from moejax.surgery.closed import can_close, closed
+from moejax.surgery.halves import halves
 from moejax.surgery.ranking import (
     PROPORTIONAL,
     SPREADS,
@@ -109,49 +110,6 @@ class Plan:
             raise ConfigError("the model has no MoE layer; nearest valid a run with model.moe")
         fewer = {layer: range(max(len(experts) - 1, 1)) for layer, experts in whole.items()}
         pruning.pruned_config(model, fewer, self.router)
-
-
-@dataclasses.dataclass(frozen=True)
-class Halves:
-    """The sequences of a text. Axis letter `S`: sequences.
-
-    Attributes:
-      calibrate_S: bool, those on which frequencies are counted; losses are measured on the others.
-      language_S: int, index of its language.
-    """
-
-    calibrate_S: Bools
-    language_S: Ints
-
-
-def halves(rows: LabelledRows) -> Halves:
-    """Every second document of each domain and language calibrates, and of documents that say the
-    same in several languages every second group."""
-    sequence_T = np.concatenate(sequences_of(rows))
-    real_T = sequence_T >= 0
-    first_S = np.unique(sequence_T[real_T], return_index=True)[1]
-
-    def of_sequence(name: str) -> Ints:
-        column = np.concatenate([batch[name].reshape(-1) for batch in rows.batches])
-        return column[real_T][first_S].astype(np.int64)
-
-    language_S, domain_S, parallel_S = map(of_sequence, ("language", "domain", "parallel"))
-    calibrate_S = np.zeros(len(first_S), bool)
-    seen: dict[tuple[int, int], int] = {}
-    group_of: dict[tuple[int, int], bool] = {}
-    for index, (language, domain, parallel) in enumerate(
-        zip(language_S.tolist(), domain_S.tolist(), parallel_S.tolist(), strict=True)
-    ):
-        key = (domain, parallel)
-        if parallel >= 0 and key in group_of:
-            calibrate_S[index] = group_of[key]
-            continue
-        stratum = (domain, -1 if parallel >= 0 else language)
-        calibrate_S[index] = seen.get(stratum, 0) % 2 == 0
-        seen[stratum] = seen.get(stratum, 0) + 1
-        if parallel >= 0:
-            group_of[key] = bool(calibrate_S[index])
-    return Halves(calibrate_S, language_S)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,11 @@ from moejax.probe import open_run, open_text
 from moejax.probe.rows import LabelledRows
 from moejax.probe.tracing import TraceOptions, open_rows
 from moejax.routing.routers import TopK
+from moejax.surgery.halves import halves
 from moejax.surgery.pruning import ALL as ALL_ON
 from moejax.surgery.pruning import prune
 from moejax.surgery.ranking import GLOBAL, UNIFORM
-from moejax.surgery.study import EACH, Bench, Plan, halves, parse_rates, write_study_of
+from moejax.surgery.study import EACH, Bench, Plan, parse_rates, write_study_of
 
 LAYERS = (None, moe(TopK(k=2)), moe(TopK(k=2), widths=WidthPlan("explicit", explicit=(4,) * 6)))
 
