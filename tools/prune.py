@@ -48,6 +48,9 @@ _ROUTER = flags.DEFINE_enum(
     "router", _DEFAULT.router, tuple(ROUTERS_AFTER), "What becomes of the routers."
 )
 _LEAST = flags.DEFINE_integer("least", 1, "Experts that each layer keeps at least.")
+_SLOTS = flags.DEFINE_integer(
+    "slots", 0, "Count this many of a token's experts for frequencies, best first; 0: all."
+)
 _TIMED = flags.DEFINE_bool("timed", False, "Also remove the experts, and time what is left.")
 _STEP = flags.DEFINE_string("step", "", "Checkpoint; default: the newest whole one.")
 _IMPORT = flags.DEFINE_multi_string(
@@ -72,6 +75,7 @@ def main(argv: list[str]) -> None:
         router=_ROUTER.value,
         least=_LEAST.value,
         timed=_TIMED.value,
+        slots=_SLOTS.value,
     )
     run = open_run(_RUN.value)
     enable_compile_cache(run.experiment.data.cache_path / "xla")

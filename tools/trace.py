@@ -37,6 +37,9 @@ _STEP = flags.DEFINE_string(
 )
 _TOKENS = flags.DEFINE_integer("tokens", 16384, "Tokens traced at most.")
 _PROBS = flags.DEFINE_bool("probs", False, "Also keep the probability of every expert.")
+_SLOTS = flags.DEFINE_integer(
+    "slots", 0, "Count this many of a token's experts, best first; the model uses all. 0: all."
+)
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that the parameters are spread over.")
 _IMPORT = flags.DEFINE_multi_string(
     "import", [], "Your own .py file or module that registers components; may be repeated."
@@ -66,7 +69,7 @@ def main(argv: list[str]) -> None:
         run,
         open_text(run, _CORPUS.value or VALIDATION),
         run_steps(run, _STEP.value),
-        TraceOptions(tokens=_TOKENS.value, probs=_PROBS.value),
+        TraceOptions(tokens=_TOKENS.value, probs=_PROBS.value, slots=_SLOTS.value),
         Path(_OUT.value) if _OUT.value else None,
         lambda line: print(line, flush=True),
     )

@@ -16,6 +16,7 @@ from moejax.analysis import arrays
 from moejax.analysis.arrays import MAX_ARRAY_BYTES
 from moejax.analysis.traces import (
     COLUMNS,
+    EMPTY_SLOT,
     LABELS,
     Labels,
     Trace,
@@ -48,16 +49,24 @@ class TraceOptions:
     Attributes:
       tokens: most tokens of the trace.
       probs: also keep every expert's probability.
+      slots: of each token's experts keep so many, those its router likes best; 0: all. The model
+        uses all of them in any case: which experts an unharmed model would rather have.
     """
 
     tokens: int = 16384
     probs: bool = False
+    slots: int = 0
 
     def check(self, run: OpenedRun) -> None:
         """Raises ConfigError if the trace of this run would be larger than a reader takes."""
         groups = run.model.groups
         experts = max((len(group.widths) for group in groups), default=0)
         slots = max((group.config.router.slots(len(group.widths)) for group in groups), default=0)
+        if self.slots > slots:
+            raise ConfigError(
+                f"--slots={self.slots}: a token has {slots} at most; nearest valid value {slots}"
+            )
+        slots = self.slots or slots
         cells = run.model.num_moe_layers * max(
             2 * slots, 2 * len(NEED_P), 2 * experts if self.probs else 0
         )
@@ -90,6 +99,7 @@ def trace(
     restored: Restored,
     rows: LabelledRows,
     forward: Callable[[Tree, Tree, Tree], Tree],
+    slots: int = 0,
 ) -> Trace:
     """Runs a checkpoint over the rows.
 
@@ -98,13 +108,14 @@ def trace(
       restored: of one step.
       rows: what `open_rows` returned.
       forward: `make_pass(run.model, observer(...))`, compiled once for all steps.
+      slots: as `TraceOptions.slots`.
     """
     place = Rows(run.mesh, rows.batches[0]["tokens"].shape[0])
     pieces = []
     for number, batch in enumerate(rows.batches):
         inputs = place.put_whole(model_inputs(batch))
         out = jax.device_get(forward(restored.params, restored.router_state, inputs))
-        pieces.append(_host(run, out, batch, number))
+        pieces.append(_first_slots(_host(run, out, batch, number), slots))
     joined: dict[str, NDArray[Any]] = {}
     for name, first in pieces[0].items():
         axes = COLUMNS[name].axes
@@ -153,8 +164,8 @@ def write_traces(
     forward = make_pass(run.model, observer(probs=options.probs))
     written: list[Path] = []
     for step in steps:
-        made = trace(run, run.restore(step, say), rows, forward)
-        labels = _labels(run, text, rows, made)
+        made = trace(run, run.restore(step, say), rows, forward, options.slots)
+        labels = _labels(run, text, rows, made, options.slots)
         if not written:
             _require_same_tokens(folder, labels, {s for s in (*steps, made.step) if s is not None})
             write_labels(folder / LABELS, labels)
@@ -223,7 +234,23 @@ def _observed(
     return tables
 
 
-def _labels(run: OpenedRun, text: Text, rows: LabelledRows, made: Trace) -> Labels:
+def _first_slots(found: dict[str, NDArray[Any]], slots: int) -> dict[str, NDArray[Any]]:
+    """Arrays of a batch with the first slots alone; counts and widths are of those."""
+    if not slots:
+        return found
+    expert_LTK = found["expert_LTK"][..., :slots]
+    filled_LTK = expert_LTK != EMPTY_SLOT
+    row_L11 = np.arange(len(expert_LTK))[:, None, None]
+    width_LTK = found["width_LE"][row_L11, np.where(filled_LTK, expert_LTK, 0)]
+    return found | {
+        "expert_LTK": expert_LTK,
+        "weight_LTK": found["weight_LTK"][..., :slots],
+        "active_LT": filled_LTK.sum(-1).astype(np.uint16),
+        "width_LT": np.where(filled_LTK, width_LTK, 0).sum(-1).astype(np.int32),
+    }
+
+
+def _labels(run: OpenedRun, text: Text, rows: LabelledRows, made: Trace, slots: int) -> Labels:
     tokenizer = run.dataset.tokenizer
     return Labels(
         corpus=text.name,
@@ -241,18 +268,20 @@ def _labels(run: OpenedRun, text: Text, rows: LabelledRows, made: Trace) -> Labe
             tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")
             for token in range(tokenizer.vocab_size)
         ),
+        slots=slots,
     )
 
 
 def _require_same_tokens(folder: Path, labels: Labels, replaced: set[int]) -> None:
-    """Refuses to put traces of other tokens beside those that are there and stay."""
+    """Refuses to put traces of other tokens or slots beside those that are there and stay."""
     others = [path for path in arrays.newest(folder) if int(path.stem) not in replaced]
     if not others or not (folder / LABELS).exists():
         return
-    if read_labels(folder / LABELS).tokens_sha256 != labels.tokens_sha256:
+    there = read_labels(folder / LABELS)
+    if (there.tokens_sha256, there.slots) != (labels.tokens_sha256, labels.slots):
         raise ConfigError(
-            f"{folder}: holds traces of other tokens ({others[0].name}); trace them again with the "
-            "same --tokens, remove them, or choose another --out"
+            f"{folder}: holds traces of other tokens or slots ({others[0].name}); trace them again "
+            "with the same --tokens and --slots, remove them, or choose another --out"
         )
 
 

@@ -73,6 +73,7 @@ class Plan:
       router: of `pruning.ROUTERS_AFTER`.
       least: experts that a layer keeps at least.
       timed: also remove the experts, and time the model that is left (pooled frequencies).
+      slots: of a token's experts so many, best first, count for frequencies; 0: all.
     """
 
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -83,6 +84,7 @@ class Plan:
     router: str = pruning.REMOVE
     least: int = 1
     timed: bool = False
+    slots: int = 0
 
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError for a plan that is none, or not for this model."""
@@ -275,7 +277,7 @@ def study(bench: Bench, text: Text, say: Say = print) -> Study:
     """
     run, restored, rows, plan = bench.run, bench.restored, bench.rows, bench.plan
     forward = make_pass(run.model, observer(probs=False))
-    traced = trace(run, restored, rows, forward)
+    traced = trace(run, restored, rows, forward, plan.slots)
     assert traced.sequence_T is not None
     everything = bench.everything()
     nothing = _Case("", ALL, "", 0.0, -1, everything)
@@ -296,7 +298,8 @@ def study(bench: Bench, text: Text, say: Say = print) -> Study:
         spec=text.spec,
         part=text.part,
         step=restored.step,
-        calibrated_on="every second document of the text; the others are scored",
+        calibrated_on="every second document of the text; the others are scored"
+        + (f"; of a token's experts the first {plan.slots} count" if plan.slots else ""),
         calibration_tokens=int(bench.halves.calibrate_S[traced.sequence_T].sum()),
         tokens=int(bench.scored_S.sum()),
         sequences=int((bench.scored_S > 0).sum()),
@@ -340,7 +343,7 @@ def write_study_of(
       ConfigError: no such checkpoint or text, or a plan that means nothing for this model.
       StorageError: the checkpoint that was asked for is damaged.
     """
-    options = TraceOptions(tokens=tokens)
+    options = TraceOptions(tokens=tokens, slots=plan.slots)
     options.check(run)
     plan.check(run.experiment.model)
     restored = run.restore(step, say)

@@ -14,7 +14,7 @@ import numpy as np
 import probe_runs
 import pytest
 
-from moejax.analysis.traces import Trace, read_labels, read_trace
+from moejax.analysis.traces import EMPTY_SLOT, Trace, read_labels, read_trace
 from moejax.config import ConfigError
 from moejax.probe import OpenedRun, TraceOptions, open_run, open_text, write_traces
 from moejax.train import StorageError
@@ -207,8 +207,34 @@ def test_a_folder_holds_traces_of_the_same_tokens(
         options = dataclasses.replace(OPTIONS, tokens=32)
         write_traces(trained, text, steps, options, tmp_path / "some", lambda line: None)
 
-    refused(ConfigError, lambda: fewer(4), "other tokens (2.npz)")
+    refused(ConfigError, lambda: fewer(4), "other tokens or slots (2.npz)")
     assert read_trace(tmp_path / "some/4.npz").num_tokens > 32
     (tmp_path / "some/2.npz").unlink()
     fewer(4)
     assert read_trace(tmp_path / "some/4.npz").num_tokens == 32
+
+
+def test_only_the_first_slots_are_kept(
+    folder: Path, newest: Trace, trained: OpenedRun, tmp_path: Path
+) -> None:
+    """The model is the same, whatever is counted: all but experts, counts and widths is equal."""
+    text = open_text(trained, "validation")
+    options = dataclasses.replace(OPTIONS, slots=2)
+    (path,) = write_traces(trained, text, [4], options, tmp_path / "two", lambda line: None)
+    made, labels = read_trace(path), read_labels(path.parent / "labels.json")
+    assert labels.slots == 2 and read_labels(folder / "labels.json").slots == 0
+    assert newest.weight_LTK is not None and made.weight_LTK is not None
+    assert newest.active_LT is not None and (newest.active_LT > 2).any()
+    np.testing.assert_array_equal(made.expert_LTK, newest.expert_LTK[..., :2])
+    np.testing.assert_array_equal(made.weight_LTK, newest.weight_LTK[..., :2])
+    np.testing.assert_array_equal(made.active_LT, np.minimum(newest.active_LT, 2))
+    for layer, token in np.ndindex(made.active_LT.shape):
+        filled = [e for e in newest.expert_LTK[layer, token, :2] if e != EMPTY_SLOT]
+        assert made.width_LT[layer, token] == sum(made.width_LE[layer, e] for e in filled)
+    for name in ("loss_T", "predicted_T", "probs_LTE", "entropy_LT", "token_T"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(newest, name), err_msg=name)
+    more = dataclasses.replace(OPTIONS, slots=5)
+    refused(ConfigError, lambda: more.check(trained), "--slots=5", "nearest valid value 4")
+    shutil.copytree(folder, tmp_path / "all")
+    write = (trained, text, [4], options, tmp_path / "all", lambda line: None)
+    refused(ConfigError, lambda: write_traces(*write), "other tokens or slots (2.npz)")

@@ -15,8 +15,10 @@ from moejax.analysis.pruning import ALL, find_studies, read_study, write_study
 from moejax.config import ConfigError, counts
 from moejax.experts import WidthPlan
 from moejax.probe import open_run, open_text
+from moejax.probe.observe import observer
+from moejax.probe.program import make_pass
 from moejax.probe.rows import LabelledRows
-from moejax.probe.tracing import TraceOptions, open_rows
+from moejax.probe.tracing import TraceOptions, open_rows, trace
 from moejax.routing.routers import TopK
 from moejax.surgery.halves import halves
 from moejax.surgery.pruning import ALL as ALL_ON
@@ -111,6 +113,19 @@ def test_a_study_is_written_read_and_counted(run, tmp_path):
     write_study(again, found)
     assert again.read_bytes() == path.read_bytes()
     assert [file.step for file in find_studies(tmp_path)] == [0]
+
+
+@pytest.mark.slow
+def test_frequencies_of_the_first_slots(bench):
+    """A token of top-2 counts once, for the expert that it likes best."""
+    forward = make_pass(bench.run.model, observer(probs=False))
+    whole = trace(bench.run, bench.restored, bench.rows, forward)
+    first = trace(bench.run, bench.restored, bench.rows, forward, slots=1)
+    where_T = np.arange(whole.num_tokens) % 3 > 0
+    best_LT = whole.expert_LTK[:, where_T, 0]
+    expected_LE = [[(best_T == e).mean() for e in range(6)] for best_T in best_LT]
+    np.testing.assert_allclose(bench.prunable(first, where_T), expected_LE, rtol=1e-12)
+    assert np.allclose(bench.prunable(whole, where_T).sum(-1), 2)
 
 
 @pytest.mark.slow

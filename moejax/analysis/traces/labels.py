@@ -38,6 +38,7 @@ class Labels:
         are of the same tokens.
       tokenizer_sha256: of the tokenizer.
       pieces: the text of each token id, for display: a byte that is no UTF-8 by itself is `\\xNN`.
+      slots: of each token's experts only so many, the first, are in the trace; 0: all.
     """
 
     corpus: str = ""
@@ -52,6 +53,7 @@ class Labels:
     tokens_sha256: str = ""
     tokenizer_sha256: str = ""
     pieces: tuple[str, ...] = ()
+    slots: int = 0
 
     def domain(self, index: int) -> str:
         """The name of a domain, also of one that has none."""
@@ -100,6 +102,7 @@ def read_labels(path: str | os.PathLike[str]) -> Labels:
         tokens_sha256=string("tokens_sha256"),
         tokenizer_sha256=string("tokenizer_sha256", "tokenizer_hash"),  # the latter of data.json
         pieces=_strings(record.get("pieces"), MAX_PIECES, _PIECE),
+        slots=_count(record.get("slots")),
     )
 
 
@@ -146,6 +149,10 @@ def _numbers(value: object) -> tuple[float, ...]:
         return ()
     found = [_number(v) for v in value[:MAX_NAMES]]
     return tuple(v for v in found if math.isfinite(v))
+
+
+def _count(value: object) -> int:
+    return value if type(value) is int and 0 <= value < 1 << 16 else 0
 
 
 def _number(value: object) -> float:

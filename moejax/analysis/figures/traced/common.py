@@ -24,6 +24,10 @@ def about(traced: Sequence[Traced], evidence: Evidence) -> str:
     tokens = sorted({t.trace.num_tokens for t in traced})
     shown = " to ".join(text.short(n) for n in sorted({tokens[0], tokens[-1]}))
     sentence = f" Measured on {corpus}: {shown} tokens."
+    slots = {t.labels.slots for t in traced} - {0}
+    if slots:
+        least = " or ".join(map(str, sorted(slots)))
+        sentence += f" Of each token's experts the first {least} are counted; the model used all."
     moe = sum(view.summary.moe for view in evidence.runs)
     if moe > len(traced):
         why = f"traces of at most {TRACED} runs are measured" if moe > TRACED else "others lack it"
