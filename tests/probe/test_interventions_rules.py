@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -41,6 +42,7 @@ ROUTERS_UNDER_TEST: dict[str, Router] = {
     "p_bounded": TopP(p=0.7, inclusive=True, renormalise=True, k_min=2, k_max=4),
     "remoe": ReMoE(k=2),
     "moefication": MoEfication(k=2),
+    "oracle": Oracle(k=2),
 }
 UNTOUCHED = {"top": 0, "drop": (), "extra": 0}
 CHANGES = (
@@ -73,6 +75,8 @@ def routed(name: str) -> tuple[Routing, RouterInputs, dict[str, Any]]:
     router = ROUTERS_UNDER_TEST[name]
     state = {"bias_E": jnp.asarray(BIAS)} if isinstance(router, SigmoidBias) else {}
     inputs = RouterInputs.of(24, valid_T=jnp.arange(24) < 22, num_experts=EXPERTS)
+    if isinstance(router, Oracle):
+        inputs = dataclasses.replace(inputs, activity_TE=jnp.exp(jnp.asarray(logits())))
     params = {"w_DE": jnp.eye(EXPERTS)}
     return router(jnp.asarray(logits()), inputs, params, state)[0], inputs, state
 
@@ -113,6 +117,8 @@ def scores_of(router: Router, logit: dict[int, float]) -> dict[int, float]:
         return {e: 1 / (1 + math.exp(-z)) for e, z in logit.items()}
     if isinstance(router, ReMoE):
         return {e: max(z, 0.0) for e, z in logit.items()}
+    if isinstance(router, Oracle):  # what it sees of the experts is no logit
+        return {e: math.exp(z) for e, z in logit.items()}
     total = sum(math.exp(z) for z in logit.values())
     return {e: math.exp(z) / total for e, z in logit.items()}
 
@@ -152,7 +158,7 @@ def choice(router: Any, score: dict[int, float], change: dict[str, Any]) -> tupl
             weight = {e: w if e < EXPERTS - router.zero_experts else 0.0 for e, w in weight.items()}
         total_weight = sum(weight.values())
         weight = {e: w / total_weight if total_weight else 0.0 for e, w in weight.items()}
-    if isinstance(router, MoEfication):
+    if isinstance(router, MoEfication | Oracle):
         return chosen, dict.fromkeys(chosen, 1.0)
     scale = getattr(router, "scale", 1.0)
     return chosen, {e: scale * w for e, w in weight.items()}
@@ -245,7 +251,7 @@ def test_any_router_can_lose_an_expert_after_it_chose(router: Router) -> None:
 
 def test_every_scored_router_that_ships_has_its_oracle_here() -> None:
     tested = {type(router) for router in ROUTERS_UNDER_TEST.values()} | {ExpertChoice}
-    tested |= {Oracle, LearnedMasks}  # nothing is chosen among the rest: no rule
+    tested |= {LearnedMasks}  # nothing is chosen among the rest: no rule
     shipped = {ROUTERS.get(name, "router") for name in ROUTERS.names()}
     scored = {r for r in shipped if r.has_scores and r.__module__.startswith("moejax.")}
     assert scored == tested

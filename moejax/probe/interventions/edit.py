@@ -39,9 +39,9 @@ class Edit:
       when: `before`: the router's rule chooses among the experts that are left. `after`: it chooses
         as ever, and what is taken away leaves an empty slot.
       renormalise: `before`: the scores are those of the logits that are left (a softmax over the
-        rest); False: scores of experts that are taken away become 0, and their mass is lost to
-        weights and thresholds. `after`: a token's weights are scaled to the sum that they had;
-        False: they stay.
+        rest; scores that no logit is behind stay); False: scores of experts that are taken away
+        become 0, and their mass is lost to weights and thresholds. `after`: a token's weights are
+        scaled to the sum that they had; False: they stay.
     """
 
     top: jax.Array
@@ -60,9 +60,9 @@ class Edit:
         open_TE = ~self._removed(routing)
         if self.when == AFTER:
             return _emptied(routing, open_TE, self.renormalise)
-        assert isinstance(self.router, LinearRouter) and routing.scores_TE is not None
+        assert routing.scores_TE is not None
         scores_TE = jnp.where(open_TE, routing.scores_TE, 0.0)
-        if self.renormalise:
+        if self.renormalise and isinstance(self.router, LinearRouter):
             assert routing.logits_TE is not None
             fresh_TE = self.router.score(jnp.where(open_TE, routing.logits_TE, -jnp.inf))
             # Rows of which nothing is left have no softmax.

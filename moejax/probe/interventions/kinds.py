@@ -12,10 +12,17 @@ from moejax.experts import MoeConfig
 from moejax.probe.interventions.edit import AFTER
 from moejax.probe.interventions.rules import RULES
 from moejax.routing.contract import Router
-from moejax.routing.routers import MoEPlusPlus, SigmoidBias, TopK, TopP
+from moejax.routing.routers import (
+    MoEfication,
+    MoEPlusPlus,
+    Oracle,
+    SigmoidBias,
+    TopK,
+    TopP,
+)
 
 Value = int | float | Fraction
-WITH_K = (TopK, SigmoidBias, MoEPlusPlus)
+WITH_K = (TopK, SigmoidBias, MoEPlusPlus, MoEfication, Oracle)
 """Routers (and their kind) whose tokens all use `k` experts, by score."""
 
 

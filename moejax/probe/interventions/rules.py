@@ -20,6 +20,7 @@ from moejax.routing.routers import (
     MoEfication,
     MoEPlusPlus,
     NoisyTopK,
+    Oracle,
     ReMoE,
     SigmoidBias,
     TopK,
@@ -167,6 +168,7 @@ RULES: dict[type[Router], Rule] = {
     TopP: _top_p,
     ReMoE: _remoe,
     MoEfication: _moefication,
+    Oracle: _moefication,
 }
 """The rule of each router that can choose among the experts that are left."""
 
