@@ -1,7 +1,7 @@
 """Every kind of configs/lm.py at size tiny, three seeds: which router is worth its trouble?
 
-Half a million tokens each, a fortieth of a full `tiny` run, in batches of 8 rows and so 245 steps,
-so that the grid is done in a few hours on two cores.
+A quarter of a million tokens each, an eightieth of a full `tiny` run, in batches of 4 rows and so
+245 steps: two cores do the grid in an afternoon.
 
     python -m experiments.grid run --grid=routers --root=runs/routers
 """
@@ -18,5 +18,5 @@ def get_grid() -> Sweep:
         base="configs/lm.py:size=tiny,moe={moe}",
         treatments=axis("{moe}", lm.KINDS),
         seeds=(0, 1, 2),
-        overrides={"train.steps": "0.5e6 tokens", "train.batch_size": 8},
+        overrides={"train.steps": "0.25e6 tokens", "train.batch_size": 4},
     )
