@@ -61,9 +61,13 @@ def token_bits(inputs: RouterInputs, columns: int, salt: int) -> jax.Array:
 
 
 def uniform(inputs: RouterInputs, columns: int, salt: int) -> jax.Array:
-    """float32 `[T, columns]` in (0, 1), of 24 bits each."""
-    bits = token_bits(inputs, columns, salt) >> 8
-    return (bits.astype(jnp.float32) + 0.5) * 2.0**-24
+    """float32 `[T, columns]`, 2^23 equally likely values, symmetric in (0, 1).
+
+    0 and 1 are none of them: a half added to 24 bits would round the greatest to 1, whose normal
+    is infinite, and a million draws make a run.
+    """
+    bits = token_bits(inputs, columns, salt) >> 9
+    return (bits.astype(jnp.float32) + 0.5) * 2.0**-23
 
 
 def normal(inputs: RouterInputs, columns: int, salt: int) -> jax.Array:

@@ -147,6 +147,15 @@ def test_normal_noise_is_normal(tokens):
     assert np.isfinite(draw_TN).all()
 
 
+@pytest.mark.parametrize("bits", [0, 2**32 - 1])
+def test_the_rarest_draws_are_finite(bits, tokens, monkeypatch):
+    monkeypatch.setattr(noise, "token_bits", lambda inputs, columns, salt: jnp.uint32([[bits]]))
+    (draw,) = np.asarray(noise.uniform(tokens, 1, noise.JITTER))[0]
+    assert 0 < draw < 1 and abs(draw - 0.5) == 0.5 - 2.0**-24
+    (normal,) = np.asarray(noise.normal(tokens, 1, noise.LOGITS))[0]
+    assert 5 < abs(normal) < 5.5 and np.sign(normal) == np.sign(draw - 0.5)
+
+
 def test_noise_belongs_to_the_token_not_to_its_place(tokens):
     def draw(inputs):
         return np.asarray(noise.token_bits(inputs, 2, noise.CHOICE))
