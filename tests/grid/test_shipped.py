@@ -73,7 +73,7 @@ def test_routers_are_all_kinds_at_tiny_with_three_seeds():
         (kind, seed) for kind in lm.KINDS for seed in range(3)
     }
     assert {cell.config["model"]["d_model"] for cell in cells} == {lm.SIZES["tiny"].d_model}
-    assert {cell.config["train"]["steps"] for cell in cells} == {"0.5e6 tokens"}
+    assert {cell.config["train"]["steps"] for cell in cells} == {"0.25e6 tokens"}
 
 
 def test_the_ladder_is_a_decade_of_active_parameters_and_twenty_tokens_each():
