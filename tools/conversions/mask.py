@@ -69,6 +69,7 @@ def _mask() -> None:
         "train.steps": how.steps,
         "optimizer.lr": how.lr,
         "evaluation.at_start": True,
+        "evaluation.every": "5%",  # the curve of loss against active share is what it is for
         **settings(value("set")),
     }
     source, restored, tree = open_source()
