@@ -15,6 +15,7 @@ from moejax.data.rows import Batch, build_rows
 
 _TRAIN_KEYS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
 _PREFETCH = 8
+_ENDLESS = 1 << 62
 ALL_ROWS = slice(None)
 
 
@@ -47,7 +48,8 @@ class TrainStream:
         self.windows_per_epoch = dataset.train.num_windows(seq_len)
         # Only numbers are shuffled and batched; text is read after a process took its share.
         order = grain.MapDataset.range(self.windows_per_epoch).seed(seed).shuffle().repeat()
-        self._order = order.batch(batch_size)
+        # An endless order is sys.maxsize long, and as many batches of one are one too many for len.
+        self._order = order[:_ENDLESS].batch(batch_size)
 
     def batch(self, step: int, rows: np.ndarray | slice = ALL_ROWS) -> Batch:
         """Returns rows of the batch of `step`, in constant time; no other text is read.

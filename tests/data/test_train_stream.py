@@ -54,6 +54,15 @@ def test_seeds_and_epochs_give_other_orders(story):
     assert len({tuple(sorted(rows)) for rows in orders.values()}) == 1
 
 
+def test_one_sequence_per_step_is_streamed_like_any_other(story):
+    """An endless order of batches of one is longer than Python's len can say."""
+    one, four = make(story, batch_size=1), make(story, batch_size=4)
+    for step, batch in one.iterate(start_step=5):
+        np.testing.assert_array_equal(batch["tokens"][0], four.batch(step // 4)["tokens"][step % 4])
+        if step == 9:
+            break
+
+
 def test_an_epoch_shows_every_target_once(story):
     train, one = story.train, make(story, batch_size=1, seq_len=33)
     batches = [one.batch(step) for step in range(one.windows_per_epoch)]
