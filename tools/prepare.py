@@ -38,6 +38,7 @@ _KNOBS = {
         field.name, field.default, knob_of(field).doc
     )
     for field in dataclasses.fields(DataConfig)
+    if field.default is not None  # no flag says a whole text; a --config does
 }
 
 

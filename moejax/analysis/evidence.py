@@ -15,11 +15,25 @@ from numpy.typing import NDArray
 from moejax.analysis import text
 from moejax.analysis.arrays import ArrayFileError
 from moejax.analysis.compare import AXES, Comparison, Selection, compare, rungs, select
+from moejax.analysis.finetuning.experts import (
+    FOLDER,
+    OVERLAP,
+    Overlap,
+    Use,
+    find_uses,
+    read_overlap,
+    read_use,
+)
+from moejax.analysis.finetuning.spectra import PLACE, Matrix, read_spectrum
+from moejax.analysis.finetuning.study import Study as FineTunings
+from moejax.analysis.finetuning.study import make_study
+from moejax.analysis.finetuning.tuned import is_tuned
 from moejax.analysis.interventions import Sweep, find_sweeps, read_sweep
 from moejax.analysis.pruning import Study as Pruned
 from moejax.analysis.pruning import find_studies, read_study
 from moejax.analysis.records import StepFile
 from moejax.analysis.routing.grouped import sequences_of
+from moejax.analysis.runs import Run
 from moejax.analysis.scaling import (
     Dataset,
     Fit,
@@ -90,6 +104,15 @@ class PrunedRun:
     study: Pruned
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Using:
+    """Which experts of a run tasks use: by task, and how far they share them."""
+
+    view: View
+    uses: tuple[Use, ...]
+    overlap: Overlap | None
+
+
 Need = Callable[[Traced], bool]
 
 
@@ -103,10 +126,16 @@ class Evidence:
     # ---- comparisons ----
 
     @functools.cached_property
+    def trained(self) -> list[Run]:
+        """Runs that began with weights of their own: curves of fine-tunings, which begin with
+        another model's, do not compare with theirs at equal tokens."""
+        return [view.run for view in self.runs if not is_tuned(view.run)]
+
+    @functools.cached_property
     def selection(self) -> Selection | None:
         """Runs by treatment; None where no run can be compared."""
         try:
-            return select([view.run for view in self.runs])
+            return select(self.trained)
         except ConfigError:
             return None
 
@@ -117,7 +146,7 @@ class Evidence:
         Where nothing can be compared, the axis or the length is absent.
         """
         found = []
-        lengths = rungs([view.run for view in self.runs])
+        lengths = rungs(self.trained)
         for axis in AXES:
             for runs in lengths:
                 try:
@@ -170,6 +199,30 @@ class Evidence:
                 one = _newest(view, files, "pruning", read_study)
                 found += [] if one is None else [PrunedRun(view, one)]
         return found
+
+    # ---- fine-tunings ----
+
+    @functools.cached_property
+    def finetuning(self) -> FineTunings:
+        """Fine-tuned runs with their scores, and the bases that they started from."""
+        return make_study(self.runs)
+
+    @functools.cached_property
+    def expert_uses(self) -> list[Using]:
+        """Scores of experts on tasks of every run that has any."""
+        found = []
+        for view in self.runs:
+            files = find_uses(view.run.root)
+            uses = [one for path in files if (one := _noted(view, path, read_use)) is not None]
+            place = view.run.root / FOLDER / OVERLAP
+            overlap = _noted(view, place, read_overlap)
+            if uses or overlap is not None:
+                found.append(Using(view, tuple(uses), overlap))
+        return found
+
+    def spectrum(self, view: View) -> tuple[Matrix, ...]:
+        """Spectra of what fine-tuning added to a run's matrices; none where they are not there."""
+        return _noted(view, view.run.root.joinpath(*PLACE), read_spectrum) or ()
 
     # ---- traces ----
 
@@ -240,6 +293,17 @@ def _newest(
             what = str(error).replace(str(file.path), file.path.name)
             view.run.note("warning", text.clean(where), text.clean(what))
     return None
+
+
+def _noted(view: View, path: Path, read: Callable[[Path], Read]) -> Read | None:
+    """What `read` makes of a file of a run; where it refuses, a note of the run."""
+    try:
+        return read(path)
+    except ConfigError as error:
+        where = path.relative_to(view.run.root).as_posix()
+        what = str(error).replace(str(path), path.name)
+        view.run.note("warning", text.clean(where), text.clean(what))
+        return None
 
 
 def _last(view: View, corpus: str, files: Sequence[TraceFile]) -> Traced | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from moejax.analysis import text
 from moejax.analysis.compare import Comparison
 from moejax.analysis.evidence import Evidence, Scaling
+from moejax.analysis.finetuning import section as finetuned
 from moejax.analysis.page.tables import COLUMNS
 from moejax.analysis.seeds import SeedGroup
 
@@ -41,6 +42,8 @@ def paper_tables(evidence: Evidence, seeds: Sequence[SeedGroup]) -> dict[str, tu
         key = f"comparison-{comparison.at}"
         length = sum(other.startswith(key) for other in found)
         found[key if not length else f"{key}-{length + 1}"] = _comparison(comparison)
+    if evidence.finetuning.cells:
+        found["finetuning"] = finetuned.CAPTION, finetuned.rows(evidence.finetuning)
     if isinstance(evidence.scaling, Scaling) and not evidence.scaling.power.refused:
         found["scaling"] = _constants(evidence.scaling)
     return found

@@ -21,6 +21,7 @@ from moejax.analysis.evidence import Evidence
 from moejax.analysis.figures import FIGURES
 from moejax.analysis.figures.base import Figure
 from moejax.analysis.figures.loss import baselines
+from moejax.analysis.finetuning import claims as finetuned
 from moejax.analysis.grids import grid_notes
 from moejax.analysis.page import assets, document, tables
 from moejax.analysis.paper_tables import paper_tables
@@ -80,12 +81,15 @@ def write_report(
         *excluded,
         *grid_notes(paths),
         *(note for run in runs for note in run.notes),
+        *evidence.finetuning.notes,
         *caveats.comparison_notes(seen),
     ]
     notes.sort(key=lambda n: {"excluded": 0, "warning": 1}.get(n.severity, 2))
     seeds = seed_groups(seen)
-    judged = claims(evidence)
+    judged = [*claims(evidence), *finetuned.claims(evidence.finetuning)]
     data = _data(seen, seeds, figures, notes)
+    data["findings"] += finetuned.findings(evidence.finetuning)
+    data["caveats"] += finetuned.caveats(evidence.finetuning)
     data["claims"] = [dataclasses.asdict(claim) for claim in judged]
     content = document.Content(
         runs=seen,
@@ -94,6 +98,7 @@ def write_report(
         claims=judged,
         caveats=data["caveats"],
         seeds=seeds,
+        finetuning=evidence.finetuning,
         figures=figures,
         drawings={
             key: [(name, title, one.svg) for name, title, one in found]

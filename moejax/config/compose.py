@@ -247,13 +247,18 @@ def _named(dc: Any) -> dict[str, Any]:
 def dump(value: Any) -> Any:
     """The JSON-ready form of what `build` made, which needs no second check."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = (field.name for field in dataclasses.fields(value) if field.init)
-        return _named(value) | {key: dump(getattr(value, key)) for key in fields}
+        fields = (field for field in dataclasses.fields(value) if field.init)
+        held = {field.name: getattr(value, field.name) for field in fields if _shown(field, value)}
+        return _named(value) | {key: dump(item) for key, item in held.items()}
     if isinstance(value, tuple):
         return [dump(item) for item in value]
     if isinstance(value, dict):
         return {key: dump(item) for key, item in value.items()}
     return value
+
+
+def _shown(field: dataclasses.Field[Any], owner: Any) -> bool:
+    return getattr(owner, field.name) is not None or not knob_of(field).silent_none
 
 
 def _config(dc: Any) -> config_dict.ConfigDict:

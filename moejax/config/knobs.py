@@ -31,7 +31,8 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Knob:
-    """What a field's metadata says about its values; `low`/`high` bound numbers element-wise."""
+    """What a field's metadata says about its values; `low`/`high` bound numbers element-wise, and
+    None is left out of the plain form with `silent_none`."""
 
     unit: str = ""
     doc: str = ""
@@ -41,6 +42,7 @@ class Knob:
     low_open: bool = False
     high_open: bool = False
     registry: Registry | None = None
+    silent_none: bool = False
 
 
 def knob(
@@ -54,6 +56,7 @@ def knob(
     low_open: bool = False,
     high_open: bool = False,
     registry: Registry | None = None,
+    silent_none: bool = False,
 ) -> Any:
     """Returns a `dataclasses.field` with a default, a unit and its valid values.
 
@@ -68,6 +71,8 @@ def knob(
       low_open: whether `low` itself is refused.
       high_open: whether `high` itself is refused.
       registry: the field holds a component of that registry, chosen by the key `name`.
+      silent_none: None is left out of `to_plain`: a component that came later than the first runs,
+        whose configs and hashes stay as they are.
 
     Raises:
       ConfigError: a mutable default, or bounds that admit nothing.
@@ -85,6 +90,7 @@ def knob(
         low_open=low_open,
         high_open=high_open,
         registry=registry,
+        silent_none=silent_none,
     )
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata={_KEY: meta})

@@ -110,10 +110,11 @@ def plain_variant(made: Any, base: Any, base_plain: Any) -> Any:
     if made is base:
         return base_plain
     if type(made) is type(base) and isinstance(base_plain, dict) and dataclasses.is_dataclass(made):
-        fields = (field.name for field in dataclasses.fields(made) if field.init)
+        fields = [field for field in dataclasses.fields(made) if field.init]
         name = {key: base_plain[key] for key in ("name",) if registered_name(type(made))}
         return name | {
-            key: plain_variant(getattr(made, key), getattr(base, key), base_plain[key])
-            for key in fields
+            field.name: plain_variant(value, getattr(base, field.name), base_plain.get(field.name))
+            for field in fields
+            if (value := getattr(made, field.name)) is not None or not knob_of(field).silent_none
         }
     return dump(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,17 +15,23 @@ class Registry:
     """Maps names to frozen dataclasses (a component's knobs), filled by a decorator.
 
     A component registers itself when its file is imported; that file may live outside moejax.
+
+    Args:
+      kind: what the components are, for messages.
+      home: a module that is imported before the first look-up, for components of a layer above
+        the one that reads their configs: every tool opens a run of them without knowing of them.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, home: str = "") -> None:
         self.kind = kind
+        self._home = home
         self._classes: dict[str, type[Any]] = {}
 
     def __repr__(self) -> str:
         return f"Registry({self.kind!r}: {', '.join(self.names())})"
 
     def __contains__(self, name: object) -> bool:
-        return name in self._classes
+        return name in self._filled()
 
     def register(self, name: str) -> Callable[[T], T]:
         """Returns the decorator that enters a frozen dataclass under `name`.
@@ -70,7 +77,7 @@ class Registry:
         Raises:
           ConfigError: unknown name; the message starts with `path` and lists the known names.
         """
-        found = self._classes.get(name)
+        found = self._filled().get(name)
         if found is None:
             where = f"{path}={name!r}" if path else repr(name)
             known = ", ".join(self.names()) or "none (is the file that registers it imported?)"
@@ -80,7 +87,12 @@ class Registry:
 
     def names(self) -> tuple[str, ...]:
         """Returns the registered names, sorted."""
-        return tuple(sorted(self._classes))
+        return tuple(sorted(self._filled()))
+
+    def _filled(self) -> dict[str, type[Any]]:
+        if self._home:
+            importlib.import_module(self._home)
+        return self._classes
 
 
 def same_definition(a: type[Any], b: type[Any]) -> bool:

@@ -14,6 +14,7 @@ from moejax.data.cache import check_files, read_manifest
 from moejax.data.classes import TOKEN_CLASSES
 from moejax.data.encode import token_dtype
 from moejax.data.plan import SPLITS
+from moejax.data.tasks.packing import Packing, pack
 from moejax.data.tokenizer import TOKENIZERS, Recipe, Tokenizer, state_hash
 
 
@@ -29,8 +30,10 @@ class Split:
       doc_ends: one past each document's EOS, int64 `[documents]`.
       doc_domain: index into the dataset's domains, uint8 `[documents]`.
       doc_language: index into its languages, uint8 `[documents]`.
-      doc_bytes: UTF-8 bytes of the text, int64 `[documents]`.
+      doc_bytes: UTF-8 bytes of the text (of an example: of its answer), int64 `[documents]`.
       vocab_size: all ids are below it.
+      answer_begins: of the examples of a task, which are its documents here: the first token of
+        the answer, int64 `[documents]`; only answers are learned. None: all text is.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Split:
     doc_language: np.ndarray
     doc_bytes: np.ndarray
     vocab_size: int
+    answer_begins: np.ndarray | None = None
+    _packed: dict[int, Packing] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:
@@ -57,15 +62,49 @@ class Split:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text per predicted token (a document predicts as many as it has, less EOS)."""
+        """Bytes of text per predicted token (a document predicts as many as it has, less EOS; an
+        example its answer and EOS)."""
+        if self.answer_begins is not None:
+            return self.num_bytes / int((self.doc_ends - self.answer_begins).sum())
         return self.num_bytes / (self.num_tokens - self.num_documents)
+
+    def packing(self, seq_len: int) -> Packing:
+        """Returns the windows of a task's split; computed once for each length."""
+        if self.answer_begins is None:
+            raise ValueError(f"the split {self.name} has no answers")
+        if seq_len not in self._packed:
+            self._packed[seq_len] = pack(self.doc_ends, self.answer_begins, seq_len)
+        return self._packed[seq_len]
+
+    def bounds(self, window: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the first token of each window and one past its last (at most S + 1 later).
+
+        Args:
+          window: numbers below `num_windows(seq_len)`, int; -1 = no tokens at all.
+          seq_len: S.
+        """
+        window = window.astype(np.int64)
+        if self.answer_begins is None:
+            first = np.maximum(window * seq_len, 0)
+            stop = np.minimum(first + seq_len + 1, self.num_tokens)
+        else:
+            packing = self.packing(seq_len)
+            first, stop = packing.first_W[window], packing.stop_W[window]
+        return first, np.where(window < 0, first, stop)
 
     def num_windows(self, seq_len: int) -> int:
         """Returns the number of windows of `seq_len` inputs; the last may be padded.
 
         Raises:
-          ConfigError: the whole split is shorter than one window.
+          ConfigError: the whole split is shorter than one window; or, of a task, no prompt fits.
         """
+        if self.answer_begins is not None:
+            if not len(self.packing(seq_len).first_W):
+                raise ConfigError(
+                    f"{self.file}: no prompt of the {self.name} split fits a window of seq_len="
+                    f"{seq_len}; nearest valid: a longer one, or shorter examples"
+                )
+            return len(self.packing(seq_len).first_W)
         if self.num_tokens < seq_len + 1:
             raise ConfigError(
                 f"{self.file}: the {self.name} split has {self.num_tokens} tokens, fewer than one "
@@ -214,4 +253,7 @@ def _open_split(directory: Path, name: str, vocab_size: int, manifest: dict[str,
             f"{int(ends[-1])}, manifest {wanted}: they disagree; delete {directory} to prepare "
             "it again"
         )
-    return Split(name, file, tokens, classes, ends, domain, language, size, vocab_size)
+    begins = None
+    if "task" in manifest:
+        begins = np.load(directory / f"{name}.answer_begins.npy", allow_pickle=False)
+    return Split(name, file, tokens, classes, ends, domain, language, size, vocab_size, begins)

@@ -19,6 +19,7 @@ from moejax.data.encode import encode_split, token_dtype
 from moejax.data.knobs import DataConfig
 from moejax.data.plan import SPLITS, make_plan
 from moejax.data.store import read_store, write_store
+from moejax.data.tasks.prepared import prepare_task
 from moejax.data.tokenizer import state_hash
 
 
@@ -39,6 +40,8 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> Dataset:
     """
     check(config, "config.data")
     report = progress or silent
+    if config.general is not None:
+        return prepare_task(config, prepare(config.general.text, report), report)
     corpus = open_corpus(config)
     fingerprint = corpus.fingerprint()
     text_id = {

@@ -13,7 +13,7 @@ from moejax.data.classes import SPECIAL
 from moejax.data.dataset import Dataset
 from moejax.data.rows import Batch, build_rows
 
-_TRAIN_KEYS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
+TRAIN_KEYS = ("tokens", "targets", "segment_ids", "positions", "loss_mask")
 _PREFETCH = 8
 _ENDLESS = 1 << 62
 ALL_ROWS = slice(None)
@@ -49,7 +49,8 @@ class TrainStream:
         # Only numbers are shuffled and batched; text is read after a process took its share.
         order = grain.MapDataset.range(self.windows_per_epoch).seed(seed).shuffle().repeat()
         # An endless order is sys.maxsize long, and as many batches of one are one too many for len.
-        self._order = order[:_ENDLESS].batch(batch_size)
+        self._windows = order[:_ENDLESS]
+        self._order = self._windows.batch(batch_size)
 
     def batch(self, step: int, rows: np.ndarray | slice = ALL_ROWS) -> Batch:
         """Returns rows of the batch of `step`, in constant time; no other text is read.
@@ -68,6 +69,10 @@ class TrainStream:
             raise ConfigError(f"step={step}: must be >= 0; nearest valid value: 0")
         return self._build(self._order[step][rows])
 
+    def window(self, number: int) -> int:
+        """Returns the window of a row, counted over all steps."""
+        return int(self._windows[number])
+
     def iterate(
         self, start_step: int = 0, rows: np.ndarray | slice = ALL_ROWS
     ) -> Iterator[tuple[int, Batch]]:
@@ -85,7 +90,7 @@ class TrainStream:
     def _build(self, window: np.ndarray) -> Batch:
         pad_id = self.dataset.tokenizer.pad_id
         rows = build_rows(self.dataset.train, window, self.seq_len, pad_id)
-        return {key: rows[key] for key in _TRAIN_KEYS}
+        return {key: rows[key] for key in TRAIN_KEYS}
 
 
 class EvalStream:

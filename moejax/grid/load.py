@@ -34,10 +34,9 @@ def load_grid(argument: str, imports: tuple[str, ...] = ()) -> Grid:
       ConfigError: no such file, neither function, or what is wrong with the grid.
     """
     where, _, text = argument.partition(":")
-    path = _find(where)
-    module = _run(path)
+    path, module = run_file(where)
     if hasattr(module, "get_grid"):
-        sweep = _call(module.get_grid, path, "get_grid", text)
+        sweep = call_in(module, "get_grid", path, text)
         if not isinstance(sweep, Sweep):
             raise ConfigError(
                 f"{path}: get_grid returned {type(sweep).__name__}; nearest valid: "
@@ -53,22 +52,41 @@ def load_grid(argument: str, imports: tuple[str, ...] = ()) -> Grid:
             )
         base = f"{path}:{text}" if text else str(path)
         sweep = Sweep(base.replace("{", "{{").replace("}", "}}"), found, seeds=())
+    elif hasattr(module, "get_comparison"):
+        raise ConfigError(
+            f"{path}: compares fine-tunings; run it by python -m experiments.finetune_study "
+            f"--grid={argument} --base=RUN"
+        )
     else:
         raise ConfigError(f"{path}: has no get_grid (and no get_config with get_hyper)")
     return resolve(sweep, safe_name(path.stem), argument, imports)
 
 
-def shipped_names() -> list[str]:
-    """Names that `--grid` takes without a path, seen from the checkout."""
-    return sorted(path.stem for path in SHIPPED.glob("*.py") if path.stem != "__init__")
+def shipped_names(function: str = "get_grid") -> list[str]:
+    """Names that `--grid` takes without a path, seen from the checkout: files with a function."""
+    return sorted(
+        path.stem
+        for path in SHIPPED.glob("*.py")
+        if path.stem != "__init__" and f"\ndef {function}(" in path.read_text()
+    )
+
+
+def run_file(where: str) -> tuple[Path, ModuleType]:
+    """A file by path, or by its name among those that are shipped, and what it defines.
+
+    Raises:
+      ConfigError: no such file, or what its code raises.
+    """
+    path = _find(where)
+    return path, _run(path)
 
 
 def _find(where: str) -> Path:
     path = Path(where)
     if path.suffix != ".py":
-        if "/" not in where and where in shipped_names():
+        if "/" not in where and where != "__init__" and (SHIPPED / f"{where}.py").is_file():
             return SHIPPED / f"{where}.py"
-        known = shipped_names()
+        known = [*shipped_names(), *shipped_names("get_comparison")]
         hint = nearest(where, known) or (f"; shipped: {', '.join(known)}" if known else "")
         raise ConfigError(f"--grid={where}: no such grid{hint}")
     if not path.is_file():
@@ -89,11 +107,17 @@ def _run(path: Path) -> ModuleType:
     return module
 
 
-def _call(function: Any, path: Path, name: str, text: str) -> Any:
+def call_in(module: ModuleType, name: str, path: Path, text: str) -> Any:
+    """What a function of a file returns, which may take the argument behind the file's name.
+
+    Raises:
+      ConfigError: it takes none, or what its code raises.
+    """
+    function = getattr(module, name)
     if inspect.signature(function).parameters:
         return _guarded(path, name, lambda: function(text or None))
     if text:
-        raise ConfigError(f"{path}: get_grid takes no argument, got {text!r}")
+        raise ConfigError(f"{path}: {name} takes no argument, got {text!r}")
     return _guarded(path, name, function)
 
 

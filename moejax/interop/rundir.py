@@ -198,6 +198,11 @@ def open_model(root: str | os.PathLike[str]) -> OpenedModel:
         )
     if not run.checkpoints.exists():
         raise ConfigError(f"{root}: holds no checkpoint; has the run saved one?")
+    if experiment.finetune is not None:
+        raise ConfigError(
+            f"{root}: is fine-tuned, and its checkpoints hold the base and what was trained apart; "
+            f"merge them first: python -m tools.adapter merge --adapter={root} --to=DIR"
+        )
     abstract: TrainState = jax.eval_shape(
         make_init(model, _optimizer(experiment)), jax.ShapeDtypeStruct((), jnp.int32)
     )

@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from moejax.config import ConfigError, build, nearest, read_json
 from moejax.data import Dataset, prepare
 from moejax.experts.exchange.sharded import Parallel
 from moejax.models import Transformer
-from moejax.sharding import MeshConfig, make_mesh, mesh_devices, tree_shardings
+from moejax.sharding import MeshConfig, make_mesh, mesh_devices
 from moejax.train import Experiment, StorageError
 from moejax.train.checkpoint import CheckpointReader, DamagedError
-from moejax.train.layout import Layout, make_layout
-from moejax.train.optimizer import make_optimizer
 from moejax.train.rundir import RunDir, check_format
-from moejax.train.schedule import multiplier
-from moejax.train.state import TrainState, make_init
+from moejax.train.shapes import assembled, state_layout
+from moejax.train.state import TrainState
 from moejax.train.store import open_store
+from moejax.train.tuning import Tuning, plan_tuning
 
 Tree = dict[str, Any]
 Say = Callable[[str], None]
@@ -94,22 +92,69 @@ class OpenedRun:
         """Parameters and router state of a checkpoint.
 
         Args:
-          step: which; None: the newest whole one, and `say` is told of damaged ones.
+          step: which; None: the newest whole one, of a fine-tuned run its best one, and `say` is
+            told of damaged ones.
 
         Raises:
           ConfigError: the run has no checkpoint of this step, or none at all.
           StorageError: it is damaged, or the store does not answer.
         """
         self.require(step)
-        steps = self.steps() if step is None else [step]
-        for one in reversed(steps):
+        steps = self._preferred() if step is None else [step]
+        for one in steps:
             try:
                 state, _ = self._checkpoints.restore(one)
             except DamagedError as damage:
                 say(f"WARNING: the checkpoint of step {one} is damaged ({damage})")
                 continue
-            return Restored(one, state.params, state.router_state)
-        raise StorageError(f"{self.root}: no whole checkpoint among {steps}; nothing was changed")
+            params = assembled(self.tuning, state, self.model, self.mesh)
+            return Restored(one, params, state.router_state)
+        raise StorageError(
+            f"{self.root}: no whole checkpoint among {sorted(steps)}; nothing was changed"
+        )
+
+    def restore_state(self, step: int) -> TrainState:
+        """The whole train state of a checkpoint, in the order of the mesh.
+
+        Raises:
+          ConfigError, StorageError: as `restore`.
+        """
+        self.require(step)
+        try:
+            state, _ = self._checkpoints.restore(step)
+        except DamagedError as damage:
+            raise StorageError(
+                f"{self.root}: the checkpoint of step {step} is damaged ({damage})"
+            ) from damage
+        return state
+
+    def described(self, step: int) -> dict[str, dict[str, Any]]:
+        """Shape, dtype and digest of a checkpoint's arrays (`CheckpointReader.described`)."""
+        return self._checkpoints.described(step)
+
+    def result(self) -> int | None:
+        """The step that a finished fine-tuning keeps as its result; None: the newest."""
+        finetune = self.experiment.finetune
+        path = self.root / "final.json"
+        if finetune is None or not finetune.keep_best or not path.exists():
+            return None
+        best = read_json(path).get("finetune", {}).get("best_step")
+        return None if best is None else int(best)
+
+    @functools.cached_property
+    def tuning(self) -> Tuning | None:
+        """What a fine-tuned run trains; None: everything.
+
+        Raises:
+          ConfigError: the method does not fit the model.
+        """
+        return plan_tuning(self.experiment.finetune, self.model)
+
+    def _preferred(self) -> list[int]:
+        """Steps in the order in which they are tried: the result, then from the newest on."""
+        steps, result = self.steps(), self.result()
+        first = [result] if result in steps else []
+        return [*first, *(step for step in reversed(steps) if step not in first)]
 
     def require(self, step: int | None) -> None:
         """Raises ConfigError, naming the nearest, if there is no checkpoint of this step; with
@@ -128,25 +173,8 @@ class OpenedRun:
     def _checkpoints(self) -> CheckpointReader:
         config = self.experiment.checkpoint
         place = RunDir(self.root, store=open_store(config.dir)).checkpoints
-        return CheckpointReader(place, self._layout)
-
-    @functools.cached_property
-    def _layout(self) -> Layout:
-        """Of the whole train state: a checkpoint is verified as a whole."""
-        experiment, model, mesh = self.experiment, self.model, self.mesh
-        schedule = multiplier(
-            experiment.schedule, experiment.total_steps, experiment.tokens_per_step
-        )
-        init = make_init(model, make_optimizer(experiment.optimizer, schedule))
-        abstract: TrainState = jax.eval_shape(init, jax.ShapeDtypeStruct((), jnp.int32))
-        if mesh is None:
-            return make_layout(abstract, {}, None)
-        placed = jax.tree.map(
-            lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own),
-            abstract,
-            tree_shardings(abstract, mesh),
-        )
-        return make_layout(placed, model.placements(), mesh)
+        layout = state_layout(self.experiment, self.model, self.tuning, self.mesh)
+        return CheckpointReader(place, layout)
 
 
 def open_run(root: str | os.PathLike[str], *, devices: int = 1) -> OpenedRun:

@@ -184,6 +184,7 @@ def write_converted(
             data=with_own_tokenizer(source.data, made.root / BESIDE),
             # Checkpoints of a source in a store are the source's.
             checkpoint=dataclasses.replace(source.checkpoint, dir=""),
+            finetune=None,  # parameters of a fine-tuned source are whole here
         )
         experiment = override(experiment, dict(changes or {}))
         fill(

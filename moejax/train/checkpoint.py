@@ -54,7 +54,7 @@ class CheckpointReader:
       layout: of the train state.
     """
 
-    def __init__(self, directory: epath.PathLike, layout: Layout) -> None:
+    def __init__(self, directory: epath.PathLike, layout: Layout[TrainState]) -> None:
         self._directory = _absolute(directory)
         self._layout = layout
 
@@ -102,6 +102,16 @@ class CheckpointReader:
         structure = jax.tree.structure(self._layout.stored)
         return self._layout.hold(jax.tree.unflatten(structure, jax.tree.leaves(tree))), clock
 
+    def described(self, step: int) -> dict[str, dict[str, Any]]:
+        """Shape, dtype and digest of every array of a checkpoint, by `trainable.a.b` path; nothing
+        but its header is read.
+
+        Raises:
+          DamagedError: the header cannot be read.
+        """
+        leaves = _in_all("header", lambda: self._read_header(step))["leaves"]
+        return {name.partition(":")[2]: leaf for name, leaf in leaves.items()}
+
     def _read_header(self, step: int) -> dict[str, Any]:
         handler = ocp.JsonCheckpointHandler(multiprocessing_options=_by_itself())
         header = dict(handler.restore(self._directory / str(step) / "header"))
@@ -120,16 +130,25 @@ class CheckpointReader:
 class Checkpoints(CheckpointReader):
     """The `checkpoints/` of a run, in its directory or in a store; the run is this process' own.
 
+    Attributes:
+      keep: how many of the newest are kept.
+      best: step that is kept although newer ones push it out; None: none is.
+
     Raises:
       StorageError: the store does not answer.
     """
 
     def __init__(
-        self, directory: epath.PathLike, damaged: epath.PathLike, keep: int, layout: Layout
+        self,
+        directory: epath.PathLike,
+        damaged: epath.PathLike,
+        keep: int,
+        layout: Layout[TrainState],
     ) -> None:
         super().__init__(directory, layout)
         self._damaged = _absolute(damaged)
-        self._keep = keep
+        self.keep = keep
+        self.best: int | None = None
         with asking(self._directory, "looking for checkpoints"):
             self._manager = self._open()
 
@@ -206,7 +225,7 @@ class Checkpoints(CheckpointReader):
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._keep,
+            preservation_policy=_NewestAndBest(self),
             create=True,
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
@@ -236,6 +255,20 @@ class Checkpoints(CheckpointReader):
             raise StorageError(
                 f"{self._directory}: saving the checkpoint of {what} failed: {one_line(error)}"
             ) from error
+
+
+class _NewestAndBest:
+    """Orbax asks it after every save which checkpoints stay."""
+
+    def __init__(self, owner: Checkpoints) -> None:
+        self._owner = owner
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """One answer for each checkpoint, oldest first."""
+        del context
+        steps = [info.step for info in checkpoints]
+        newest = set(steps[-self._owner.keep :])
+        return [step in newest or step == self._owner.best for step in steps]
 
 
 _SILENT = "the store did not answer: "

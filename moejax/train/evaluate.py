@@ -16,6 +16,7 @@ from moejax.sharding import Rows
 from moejax.train.flops import FlopsMeter
 from moejax.train.state import TrainState
 from moejax.train.step import model_inputs
+from moejax.train.tuning import Tuning, parts
 from moejax.train.votes import Votes
 
 Arrays = dict[str, np.ndarray]
@@ -75,6 +76,7 @@ class Evaluator:
         rows: Rows,
         config: EvaluationConfig,
         bytes_per_token: float,
+        tuning: Tuning | None = None,
     ) -> None:
         self._model = model
         self._step = step
@@ -83,6 +85,7 @@ class Evaluator:
         self._rows = rows
         self._config = config
         self._bytes_per_token = bytes_per_token
+        self._tuning = tuning
 
     def run(self, state: TrainState, stop: Votes) -> Evaluation | None:
         """Evaluates; None if a signal asked for a stop meanwhile (nothing is to be logged then;
@@ -92,7 +95,7 @@ class Evaluator:
           ValueError: the validation stream holds no target.
         """
         start = time.perf_counter()
-        params = state.params
+        params = parts(self._tuning, state)
         sums: Any = None
         traces: list[Arrays] = []
         tokens = row = 0

@@ -15,6 +15,7 @@ from moejax.train.evaluate import EvaluationConfig
 from moejax.train.log import LogConfig
 from moejax.train.optimizer import OptimizerConfig
 from moejax.train.schedule import ScheduleConfig
+from moejax.train.tuning import FineTune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Experiment:
     log: LogConfig = knob(LogConfig())
     mesh: MeshConfig = knob(MeshConfig())
     exchange: ExchangeConfig = knob(ExchangeConfig())
+    finetune: FineTune | None = knob(
+        None, doc="starts from another run and trains a part of it", silent_none=True
+    )
 
     @property
     def tokens_per_step(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -18,11 +18,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moejax.config.knobs import ConfigError
 from moejax.experts.exchange.placement import Placement
 from moejax.sharding import tree_shardings
-from moejax.train.state import TrainState
+
+Placements = dict[tuple[str, str], Placement]
+
+
+S = TypeVar("S")
+"""A train state, or a part of it: a tree of arrays with the names of parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(Generic[S]):
     """How to get from one order to the other.
 
     Attributes:
@@ -31,18 +36,17 @@ class Layout:
       store, hold: between them; neither changes its argument.
     """
 
-    held: TrainState
-    stored: TrainState
-    store: Callable[[TrainState], TrainState]
-    hold: Callable[[TrainState], TrainState]
+    held: S
+    stored: S
+    store: Callable[[S], S]
+    hold: Callable[[S], S]
 
 
-def make_layout(
-    held: TrainState, placements: dict[tuple[str, str], Placement], mesh: Mesh | None
-) -> Layout:
+def make_layout(held: S, placements: Placements, mesh: Mesh | None) -> Layout[S]:
     """The layout of a model's state.
 
     Args:
+      held: the train state as shapes, or a part of it.
       placements: by segment and position in its pattern; of the MoE layers.
     """
     moved = {place: own for place, own in placements.items() if not own.is_config_order}
@@ -58,7 +62,7 @@ def make_layout(
         shapes,
     )
 
-    def shardings(tree: TrainState) -> TrainState:
+    def shardings(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
     return Layout(
@@ -69,16 +73,14 @@ def make_layout(
     )
 
 
-def _as_it_is(state: TrainState) -> TrainState:
+def _as_it_is(state: Any) -> Any:
     return state
 
 
-def _moved(
-    state: TrainState, placements: dict[tuple[str, str], Placement], method: str
-) -> TrainState:
+def _moved(state: Any, placements: Placements, method: str) -> Any:
     def one(path: tuple[Any, ...], leaf: Any) -> Any:
         names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        if "experts" not in names or "segments" not in names:
+        if "experts" not in names or "segments" not in names or not _has_units(names[-1]):
             return leaf
         start = names.index("segments")
         own = placements.get((names[start + 1], names[start + 2]))
@@ -92,6 +94,12 @@ def _moved(
         return jax.lax.bitcast_convert_type(bits, leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(one, state)
+
+
+def _has_units(name: str) -> bool:
+    """Whether the first axis of an array, after that of the layers, is storage units: chosen rows
+    of one (`X`) are in config order on every mesh."""
+    return name.rpartition("_")[2].startswith("N")
 
 
 def _stored_sharding(path: tuple[Any, ...], leaf: Any, mesh: Mesh) -> NamedSharding:

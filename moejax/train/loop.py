@@ -12,14 +12,16 @@ import numpy as np
 
 from moejax.sharding import Rows
 from moejax.train.checkpoint import Checkpoints
-from moejax.train.clock import Clock
+from moejax.train.clock import Best, Clock
 from moejax.train.errors import NonFiniteError
 from moejax.train.evaluate import Evaluation, Evaluator, measured
 from moejax.train.experiment import Experiment
 from moejax.train.flops import FlopsMeter
 from moejax.train.log import RunLog, Sink
 from moejax.train.mirror import Mirror
+from moejax.train.outcome import finetune_record
 from moejax.train.profile import Profiler
+from moejax.train.programs import Programs
 from moejax.train.progress import Progress, StepReport
 from moejax.train.rundir import FORMAT_VERSION, RunDir, Status
 from moejax.train.sinks.jsonl import Record
@@ -46,7 +48,7 @@ class Loop:
     experiment: Experiment
     run_dir: RunDir
     model: Any
-    step: Any
+    programs: Programs
     evaluator: Evaluator
     stream: Any
     rows: Rows
@@ -85,9 +87,11 @@ class Loop:
         """
         if self._evaluation_due(self.clock.step) and self.clock.evaluated_step < self.clock.step:
             self._evaluate(state)
+            if self._is_best():
+                self._save(state)
         if self.stop.requested:
             self._save_and_stop(state)
-        if self.clock.step < self._total:
+        if self.clock.step < self._total and not self._gave_up():
             state = self._train(state)
         return self._finish(state)
 
@@ -102,7 +106,7 @@ class Loop:
                 number = done + 1
                 self.profiler.before(number)
                 inputs = self.rows.put(model_inputs(batch))
-                state, metrics = self.step(state, inputs)
+                state, metrics = self.programs.train_step(state, inputs)
                 ballot = self.stop.cast(self._overdue(), metrics)
                 if pending is not None:
                     self._account(pending)
@@ -117,9 +121,21 @@ class Loop:
                     pending = None
                     self._pause(state)
                     self._mark = time.perf_counter()
-                if number == self._total:
+                if number == self._total or self._gave_up():
                     break
         return state
+
+    def _is_best(self) -> bool:
+        """Whether the state of this step is the one to keep."""
+        best = self.clock.best
+        return best is not None and best.step == self.clock.step
+
+    def _gave_up(self) -> bool:
+        """Whether evaluations have not improved for so long that the run stops early. Their
+        numbers are the same in all processes, so that all of them stop."""
+        finetune, best = self.experiment.finetune, self.clock.best
+        patience = 0 if finetune is None else finetune.patience
+        return best is not None and 0 < patience <= best.since
 
     def _must_pause(self, number: int) -> bool:
         return (
@@ -136,7 +152,7 @@ class Loop:
             self._save_and_stop(state)
         if self._evaluation_due(step):
             self._evaluate(state)
-        if step < self._total and self._save_due(step):
+        if step < self._total and (self._save_due(step) or self._is_best()):
             self._save(state)
 
     def _evaluation_due(self, step: int) -> bool:
@@ -226,9 +242,20 @@ class Loop:
         self._write(line)
         self.clock.evaluated_step = step
         self._final = evaluation
+        self._compare(evaluation)
         self.log.record(f"step {step}: validation loss {evaluation.metrics['eval/loss']:.4f}")
         self.status.set(step=step)
         self.progress.phase("training")
+
+    def _compare(self, evaluation: Evaluation) -> None:
+        """Remembers the best evaluation, whose checkpoint is kept."""
+        finetune, clock = self.experiment.finetune, self.clock
+        if finetune is None or not finetune.keep_best:
+            return
+        loss = evaluation.metrics["eval/loss"]
+        best = clock.best
+        clock.best = Best(clock.step, loss) if best is None else best.after(clock.step, loss)
+        self.checkpoints.best = clock.best.step
 
     def _save(self, state: TrainState) -> None:
         """Metrics to disk first, then the state: a checkpoint never knows more than the record."""
@@ -271,6 +298,8 @@ class Loop:
             "compute": {"flops": clock.flops},
             "time": {"elapsed": clock.seconds},
         }
+        if self.experiment.finetune is not None:
+            final["finetune"] = self._outcome(state)
         self.run_dir.write_json(self.run_dir.final, final)
         if clock.step not in self.checkpoints.steps():
             self._save(state)
@@ -279,3 +308,20 @@ class Loop:
         self.metrics_file.sync()
         self.status.set(state="done", step=clock.step, reason="", exit_code=0)
         return final
+
+    def _outcome(self, state: TrainState) -> dict[str, Any]:
+        """What final.json says of a fine-tuning; what it is about is on the disk before."""
+        self.progress.phase("saving")
+        if self.clock.step not in self.checkpoints.steps():
+            self._save(state)
+        self.checkpoints.wait()
+        self.metrics_file.sync()
+        return finetune_record(
+            self.experiment,
+            self.programs,
+            self.checkpoints,
+            self.run_dir,
+            state,
+            self.clock,
+            early=self._gave_up() and self.clock.step < self._total,
+        )

@@ -15,13 +15,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moejax.config.knobs import ConfigError
 from moejax.experts.exchange.sharded import Parallel
 from moejax.models.transformer import Transformer
-from moejax.sharding import BATCH_AXES, batch_spec, make_mesh, tree_shardings
+from moejax.sharding import BATCH_AXES, batch_spec, make_mesh
 from moejax.train.experiment import Experiment
 from moejax.train.layout import Layout, make_layout
 from moejax.train.optimizer import make_optimizer
 from moejax.train.schedule import multiplier
-from moejax.train.state import TrainState, make_init
+from moejax.train.shapes import abstract_state, on_mesh
+from moejax.train.state import TrainState, make_init, make_start
 from moejax.train.step import MODEL_INPUTS, make_eval_step, make_train_step
+from moejax.train.tuning import Tuning, parts, plan_tuning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +34,28 @@ class Programs:
       model: what they were made from.
       mesh: where they run; None: one device.
       layout: shapes, dtypes and shardings of the train state, held and stored.
-      initialise: seed (int32 scalar) -> TrainState.
+      initialise: seed (int32 scalar) -> TrainState; of a fine-tuning (seed, parameters and router
+        state of the base) -> TrainState.
       train_step: (state, which is donated, batch) -> (state, metrics).
-      eval_step: (params, router state, batch, rows of its trace) -> sums and trace.
+      eval_step: (params, router state, batch, rows of its trace) -> sums and trace; `params` of
+        a fine-tuning are its two parts.
       seconds: what compiling each of them took.
       temporary: bytes that each needs on a device while it runs, beside its arguments and results;
         without those whose compiler does not say.
+      arguments: bytes of what each takes, on a device.
+      tuning: what is trained; None: everything.
     """
 
     model: Any
     mesh: Mesh | None
-    layout: Layout
+    layout: Layout[TrainState]
     initialise: Any
     train_step: Any
     eval_step: Any
     seconds: dict[str, float]
     temporary: dict[str, int]
+    arguments: dict[str, int]
+    tuning: Tuning | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +63,8 @@ class Lowerings:
     """A run's programs before they are compiled.
 
     Attributes:
-      model, mesh, abstract: as in `Programs`.
+      model, mesh, tuning: as in `Programs`.
+      abstract: shapes, dtypes and shardings of the train state.
       lower: by name, what traces and lowers a program (`jax.stages.Lowered`).
     """
 
@@ -63,6 +72,7 @@ class Lowerings:
     mesh: Mesh | None
     abstract: TrainState
     lower: dict[str, Callable[[], Any]]
+    tuning: Tuning | None = None
 
 
 def make_lowerings(
@@ -76,7 +86,8 @@ def make_lowerings(
       mesh: default: that of `model`, else `experiment_mesh(experiment)`.
 
     Raises:
-      ConfigError: the model or its batches do not divide over the mesh.
+      ConfigError: the model or its batches do not divide over the mesh, or a fine-tuning does not
+        fit the model.
     """
     if mesh is None:
         # A model that is given has been made for some mesh, or for one device.
@@ -88,37 +99,38 @@ def make_lowerings(
     model = Transformer(experiment.model, parallel) if model is None else model
     schedule = multiplier(experiment.schedule, experiment.total_steps, experiment.tokens_per_step)
     optimizer = make_optimizer(experiment.optimizer, schedule)
-    init = make_init(model, optimizer)
+    tuning = plan_tuning(experiment.finetune, model)
+    init = make_init(model, optimizer) if tuning is None else make_start(tuning, optimizer)
     step = make_train_step(
         model,
         optimizer,
         lambda done: experiment.optimizer.lr * schedule(done),
         experiment.train.accumulate,
+        tuning,
     )
     seq_len = experiment.data.seq_len
-    seed = jax.ShapeDtypeStruct((), jnp.int32)
-    abstract = jax.eval_shape(init, seed)
-    on_mesh: dict[str, Any] = {}
+    start: list[Any] = [jax.ShapeDtypeStruct((), jnp.int32)]
+    if tuning is not None:
+        base = jax.eval_shape(model.init, jax.random.key(0))
+        start += base if mesh is None else on_mesh(base, mesh)
+    abstract = abstract_state(experiment, model, tuning, mesh)
+    placed: dict[str, Any] = {}
     rows = copies = None
     if mesh is not None:
-        shardings = tree_shardings(abstract, mesh)
-        abstract = jax.tree.map(
-            lambda leaf, own: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=own),
-            abstract,
-            shardings,
-        )
         rows = NamedSharding(mesh, batch_spec(mesh))
         copies = NamedSharding(mesh, PartitionSpec())
-        on_mesh["out_shardings"] = (shardings, copies)
+        placed["out_shardings"] = (jax.tree.map(lambda leaf: leaf.sharding, abstract), copies)
     lower = {
         "initialise": lambda: jax.jit(
-            init, out_shardings=on_mesh["out_shardings"][0] if on_mesh else None
-        ).lower(seed),
-        "train_step": lambda: jax.jit(step, donate_argnums=0, **on_mesh).lower(
+            init,
+            out_shardings=placed["out_shardings"][0] if placed else None,
+            donate_argnums=(1, 2) if tuning else (),
+        ).lower(*start),
+        "train_step": lambda: jax.jit(step, donate_argnums=0, **placed).lower(
             abstract, _batch(experiment.train.batch_size, seq_len, rows)
         ),
-        "eval_step": lambda: jax.jit(make_eval_step(model), out_shardings=copies).lower(
-            abstract.params,
+        "eval_step": lambda: jax.jit(make_eval_step(model, tuning), out_shardings=copies).lower(
+            parts(tuning, abstract),
             abstract.router_state,
             _batch(experiment.evaluation.batch_size, seq_len, rows),
             jax.ShapeDtypeStruct(
@@ -126,7 +138,7 @@ def make_lowerings(
             ),
         ),
     }
-    return Lowerings(model=model, mesh=mesh, abstract=abstract, lower=lower)
+    return Lowerings(model=model, mesh=mesh, abstract=abstract, lower=lower, tuning=tuning)
 
 
 def compile_programs(
@@ -145,18 +157,27 @@ def compile_programs(
     compiled: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     temporary: dict[str, int] = {}
+    arguments: dict[str, int] = {}
     for name, lower in plan.lower.items():
         start = time.perf_counter()
         compiled[name] = lower().compile(compiler_options=options.get(name))
         seconds[name] = time.perf_counter() - start
         if (memory := compiled[name].memory_analysis()) is not None:
             temporary[name] = memory.temp_size_in_bytes
+            arguments[name] = memory.argument_size_in_bytes
     return Programs(
-        plan.model, plan.mesh, _layout(plan), **compiled, seconds=seconds, temporary=temporary
+        plan.model,
+        plan.mesh,
+        _layout(plan),
+        **compiled,
+        seconds=seconds,
+        temporary=temporary,
+        arguments=arguments,
+        tuning=plan.tuning,
     )
 
 
-def _layout(plan: Lowerings) -> Layout:
+def _layout(plan: Lowerings) -> Layout[TrainState]:
     placements = plan.model.placements() if plan.mesh is not None else {}
     return make_layout(plan.abstract, placements, plan.mesh)
 

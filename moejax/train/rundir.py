@@ -32,9 +32,12 @@ MAY_CHANGE = (
 run's identity. (With `exchange.overflow=drop` the exchange is part of it: it decides what drops.)
 """
 
+TUNED_MAY_CHANGE = ("finetune.base",)
+"""As well, of a fine-tuning: its base is known by a hash, wherever it lies."""
+
 _OURS = re.compile(
     r"^(\..*\.tmp|run\.lock|(config|env|status|data|model|final)\.json|metrics\.jsonl|log(\.process_\d+)?\.txt"
-    r"|checkpoints|checkpoints\.damaged|routing|trace|tb|profile|wandb)$"
+    r"|checkpoints|checkpoints\.damaged|routing|trace|tb|profile|wandb|adapter|esft|tasks)$"
 )
 
 
@@ -61,6 +64,7 @@ class RunDir:
         self.damaged = (store or epath.Path(root)) / "checkpoints.damaged"
         self.tensorboard = root / "tb"
         self.profile = root / "profile"
+        self.adapter = root / "adapter"
 
     def routing(self, step: int) -> Path:
         """Per-layer counts of the evaluation at `step`."""
@@ -124,7 +128,7 @@ def identify(run: RunDir, plain: dict[str, Any]) -> bool:
         "format_version": FORMAT_VERSION,
         "hash": identity_hash(plain),
         "config": plain,
-        "may_change": list(MAY_CHANGE),
+        "may_change": list(_changeable(plain)),
     }
     if not run.config.exists():
         for path in (run.metrics, run.checkpoints):
@@ -177,7 +181,7 @@ def has_results(run: RunDir) -> bool:
 def identity_hash(plain: dict[str, Any]) -> str:
     """Hash of what a run computes: the config without the keys that may change."""
     kept = plain
-    for key in MAY_CHANGE:
+    for key in _changeable(plain):
         if _may_change(key, plain):
             kept = _without(kept, key.split("."))
     return config_hash(kept)
@@ -260,7 +264,11 @@ def storage_reason(error: OSError, root: Path) -> str:
     return f"{where}: {what}{hint}"
 
 
+def _changeable(plain: dict[str, Any]) -> tuple[str, ...]:
+    return MAY_CHANGE + (TUNED_MAY_CHANGE if "finetune" in plain else ())
+
+
 def _may_change(key: str, plain: dict[str, Any]) -> bool:
     if plain.get("exchange", {}).get("overflow") == "drop" and key.startswith(("mesh", "exchange")):
         return False
-    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in _changeable(plain))

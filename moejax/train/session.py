@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from moejax.config.files import read_json
 from moejax.config.knobs import ConfigError
-from moejax.data import Dataset, EvalStream, TrainStream, prepare
+from moejax.data import Dataset, EvalStream, open_stream, prepare
 from moejax.sharding import Rows
 from moejax.train import environment, rundir
+from moejax.train.base import read_base, require_base
 from moejax.train.checkpoint import Checkpoints
 from moejax.train.clock import Clock
 from moejax.train.errors import StorageError
@@ -60,6 +61,8 @@ class Session:
         new = environment.collect(argv, self._mesh_shape())
         on_first(lambda: self._record_environment(new))
         on_first(self.mirror.claim)
+        if experiment.finetune is not None and not self.seen_before:
+            require_base(experiment.finetune, experiment)
         if dataset is None:
             dataset = prepare(experiment.data, self.progress.data)
         config = experiment.evaluation
@@ -87,11 +90,12 @@ class Session:
             state, clock = self._start(programs, checkpoints)
             self.stop.meet()
             self.progress.begin(experiment.name, experiment.total_steps, clock.step)
-            stream = TrainStream(
+            stream = open_stream(
                 dataset,
+                experiment.data,
                 seed=experiment.seed,
                 batch_size=experiment.train.batch_size,
-                seq_len=experiment.data.seq_len,
+                progress=self.progress.data,
             )
             evaluator = Evaluator(
                 model,
@@ -101,6 +105,7 @@ class Session:
                 Rows(programs.mesh, config.batch_size),
                 experiment.evaluation,
                 dataset.validation.bytes_per_token,
+                programs.tuning,
             )
             sinks, metrics_file = self._sinks(clock)
             peak = tuple(on_first(lambda: peak_flops(experiment.data.cache_path, programs.mesh)))
@@ -109,7 +114,7 @@ class Session:
                 experiment=experiment,
                 run_dir=self.run_dir,
                 model=model,
-                step=programs.train_step,
+                programs=programs,
                 evaluator=evaluator,
                 stream=stream,
                 rows=Rows(programs.mesh, experiment.train.batch_size),
@@ -205,13 +210,32 @@ class Session:
         if restored is not None:
             state, clock = restored
             on_first(lambda: self._cut_metrics(clock))
+            self._require_best(clock, checkpoints)
             self.log.say(f"resumed at step {clock.step}, attempt {self.status.attempt}")
             return state, clock
         on_first(lambda: truncate(self.run_dir.metrics, -1, -1))
         if self.seen_before and self.status.attempt > 1:
             self.log.say(f"no checkpoint yet: starting at step 0, attempt {self.status.attempt}")
         self.progress.phase("initialising")
-        return programs.initialise(jnp.int32(self.experiment.seed)), Clock()
+        seed, finetune = jnp.int32(self.experiment.seed), self.experiment.finetune
+        if finetune is None:
+            return programs.initialise(seed), Clock()
+        base = read_base(finetune, self.experiment, programs.model, programs.mesh)
+        self.log.say(f"starts from step {finetune.base_step} of {finetune.base}")
+        return programs.initialise(seed, *base), Clock()
+
+    def _require_best(self, clock: Clock, checkpoints: Checkpoints) -> None:
+        """The best checkpoint stays; one that was lost with damaged newer ones is said to be."""
+        if clock.best is None:
+            return
+        if clock.best.step not in checkpoints.steps():
+            self.log.say(
+                f"WARNING: the best checkpoint so far, of step {clock.best.step}, is gone; the "
+                "best of the coming evaluations is kept"
+            )
+            clock.best = None
+        else:
+            checkpoints.best = clock.best.step
 
     def _cut_metrics(self, clock: Clock) -> None:
         kept = truncate(self.run_dir.metrics, clock.step, clock.evaluated_step)

@@ -26,7 +26,8 @@ class TrainState:
     Attributes:
       step: int32 scalar, optimiser steps applied.
       trainable: parameters with a gradient.
-      frozen: parameters without one; `params` is the merge of both.
+      frozen: parameters without one; `params` is the merge of both. A fine-tuning may put them
+        together in another way (`moejax.train.tuning.whole`).
       router_state: what routers keep outside the gradient (bias, lambda); may be `{}`.
       opt_state: optax state over `trainable`.
       rng: uint32 key data. It never changes: the key of a step is folded from it and the step
@@ -42,7 +43,7 @@ class TrainState:
 
     @property
     def params(self) -> Tree:
-        """The model's whole parameter tree."""
+        """The model's whole parameter tree, of a run without a tuning."""
         return merge(self.trainable, self.frozen)
 
 
@@ -81,3 +82,24 @@ def make_init(
         )
 
     return init
+
+
+def make_start(
+    tuning: Any, optimizer: optax.GradientTransformation
+) -> Callable[[jax.Array, Tree, Tree], TrainState]:
+    """A jittable `(seed, parameters, router state) -> TrainState` of a run that starts from a
+    base; `tuning` as `moejax.train.tuning.Tuning`."""
+
+    def start(seed: jax.Array, params: Tree, router_state: Tree) -> TrainState:
+        split_key, step_key = jax.random.split(jax.random.key(seed))
+        trainable, frozen = tuning.split(params, split_key)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            trainable=trainable,
+            frozen=frozen,
+            router_state=router_state,
+            opt_state=optimizer.init(trainable),
+            rng=jax.random.key_data(step_key),
+        )
+
+    return start

@@ -12,7 +12,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moejax.sharding import batch_spec
-from moejax.train.state import TrainState, Tree, merge
+from moejax.train.state import TrainState, Tree
+from moejax.train.tuning import Tuning, together
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]
@@ -37,6 +38,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
     accumulate: int,
+    tuning: Tuning | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A jittable `(state, batch of [B, S] arrays) -> (state, metrics)`; donate the state.
 
@@ -45,6 +47,9 @@ def make_train_step(
     then. A step whose loss or gradient norm is not finite
     returns the state that it was given, with `finite` False in its metrics; the host finds out one
     step later, and a bad update never exists.
+
+    With a `tuning` only its trainable part has gradients and optimizer state, and the state of
+    routers that are not trained stays as it is.
 
     Metrics: the model's summary, `grad_norm` (before clipping), `lr`, `finite`, and `_tokens`, the
     valid tokens of the batch.
@@ -59,7 +64,7 @@ def make_train_step(
         def loss_fn(
             trainable: Tree, micro: Batch, key: jax.Array, **options: bool
         ) -> tuple[jax.Array, Any]:
-            params = merge(trainable, state.frozen)
+            params = together(tuning, trainable, state.frozen)
             return model.loss(
                 params,
                 state.router_state,
@@ -84,11 +89,14 @@ def make_train_step(
 
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        routes = tuning is None or tuning.routes
         updated = TrainState(
             step=state.step + 1,
             trainable=optax.apply_updates(state.trainable, updates),
             frozen=state.frozen,
-            router_state=model.update_router_state(state.router_state, out),
+            router_state=model.update_router_state(state.router_state, out)
+            if routes
+            else state.router_state,
             opt_state=opt_state,
             rng=state.rng,
         )
@@ -187,14 +195,19 @@ def _accumulated_globally(
     return loss, out, jax.tree.map(lambda g, x: g.astype(x.dtype), grads, trainable)
 
 
-def make_eval_step(model: Any) -> Callable[[Tree, Tree, Batch, jax.Array], Any]:
-    """A jittable `(params, router_state, batch, rows_N) -> StepOut`.
+def make_eval_step(
+    model: Any, tuning: Tuning | None = None
+) -> Callable[[Any, Tree, Batch, jax.Array], Any]:
+    """A jittable `(params, router_state, batch, rows_N) -> StepOut`; with a `tuning`, `params` are
+    its two parts (`moejax.train.tuning.parts`).
 
     Its trace holds the rows `rows_N` (int32) of the batch only, tokens in their order: that of a
     whole batch of a pod is larger than a device, and all but a few rows would be thrown away.
     """
 
-    def eval_step(params: Tree, router_state: Tree, batch: Batch, rows_N: jax.Array) -> Any:
+    def eval_step(params: Any, router_state: Tree, batch: Batch, rows_N: jax.Array) -> Any:
+        if tuning is not None:
+            params = tuning.assemble(*params)
         _, out = model.loss(
             params,
             router_state,

@@ -12,6 +12,7 @@ FLOORS = [  # top to bottom
     "configs",
     "grid",
     "finetune",
+    "finetune",
     "surgery",
     "interop",
     "probe",

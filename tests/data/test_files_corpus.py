@@ -226,7 +226,7 @@ def test_a_split_shorter_than_one_window_names_the_sizes(tmp_path):
     [
         (
             "file:x.txt",
-            "unknown corpus; did you mean 'files'?; known: embedded, files, labelled, tfds",
+            "unknown corpus; did you mean 'files'?; known: embedded, files, labelled, task, tfds",
         ),
         ("files:", "needs an argument; nearest valid: files:PATTERN"),
         ("files", "needs an argument; nearest valid: files:PATTERN"),

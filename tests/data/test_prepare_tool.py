@@ -30,6 +30,6 @@ def test_tables_and_a_mistake(tmp_path):
     assert bad.communicate() == (
         "",
         "error: config.data.corpus='embeded': unknown corpus; did you mean 'embedded'?; "
-        "known: embedded, files, labelled, tfds\n",
+        "known: embedded, files, labelled, task, tfds\n",
     )
     assert bad.returncode == 2

@@ -18,10 +18,10 @@ from moejax.grid.machine import Machine
 from moejax.train.experiment import Experiment
 
 NAMES = (
-    "expert_widths", "granularity_x_shared", "labelled", "losses", "routers", "scaling_ladder",
-    "smoke", "top_p_threshold",
+    "bases", "expert_widths", "granularity_x_shared", "labelled", "losses", "routers",
+    "scaling_ladder", "smoke", "top_p_threshold",
 )  # fmt: skip
-CELLS = {"expert_widths": 42, "granularity_x_shared": 24, "labelled": 6, "losses": 60,
+CELLS = {"bases": 3, "expert_widths": 42, "granularity_x_shared": 24, "labelled": 6, "losses": 60,
          "routers": 42, "scaling_ladder": 32, "smoke": 4, "top_p_threshold": 36}  # fmt: skip
 HERE = Machine("two cores", 24e9, 16e9, "0.3 of 54 GFLOP/s", 1e12, "/")
 
@@ -138,3 +138,18 @@ def test_labelled_has_two_texts():
     assert corpora == {"labelled:languages", "labelled:domains"}
     with pytest.raises(ConfigError, match=r"labelled:domain: known: .*domains"):
         load_grid("labelled:domain")
+
+
+def test_bases_are_equally_large_and_active_and_read_twenty_million_tokens():
+    sizes, active, routed = set(), set(), {}
+    for cell in load_grid("bases").cells:
+        experiment = build(Experiment, cell.config)
+        own = counts.parameters(experiment.model.shape())
+        sizes.add(own.total)
+        active.add(own.active_non_embedding)
+        moe = experiment.model.moe
+        routed[cell.axes["m"]] = (moe.experts, moe.router.k)
+        tokens = experiment.total_steps * experiment.tokens_per_step
+        assert 0 <= tokens - 20_000_000 < experiment.tokens_per_step
+    assert len(sizes) == 1 and active == {262_144}
+    assert routed == {"1": (8, 2), "2": (16, 4), "4": (32, 8)}

@@ -38,7 +38,10 @@ def compiled_once() -> Iterator[None]:
         model_key = model if isinstance(model, standin.StandIn) else config.model
         parts = (model_key, config.optimizer, config.schedule, config.train, config.mesh)
         seq_len, evaluation = config.data.seq_len, config.evaluation
-        key = repr((*parts, seq_len, evaluation.batch_size, evaluation.traced_rows(seq_len)))
+        method = None if config.finetune is None else config.finetune.method
+        key = repr(
+            (*parts, method, seq_len, evaluation.batch_size, evaluation.traced_rows(seq_len))
+        )
         if key not in programs:
             programs[key] = compile_really(config, model)
         return programs[key]

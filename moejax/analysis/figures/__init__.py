@@ -1,7 +1,7 @@
 """The figures of the report, in reading order.
 
 A figure is one small file here with `build(evidence: Evidence) -> Figure`, and one line below.
-Those in `traced` are measured on traces.
+Those in `traced` are measured on traces, those in `tuned` are of fine-tuned runs.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from moejax.analysis.figures.traced import (
     vocabulary,
     words,
 )
+from moejax.analysis.figures.tuned import curves, experts, outcomes, spectrum
 
 FIGURES: tuple[Callable[[Evidence], Figure], ...] = (
     loss.build,
@@ -87,5 +88,10 @@ FIGURES: tuple[Callable[[Evidence], Figure], ...] = (
     interventions.build,
     pruning.build,
     masks.build,
+    outcomes.build,
+    curves.by_share,
+    curves.by_granularity,
+    experts.build,
+    spectrum.build,
     words.build,
 )

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from moejax.analysis import text
 from moejax.analysis.figures.base import Figure
 from moejax.analysis.figures.loss import baselines
+from moejax.analysis.finetuning.section import KEY as TABLE
+from moejax.analysis.finetuning.section import table_section
+from moejax.analysis.finetuning.study import Study
 from moejax.analysis.page import assets, tables
 from moejax.analysis.page.html import Html, el, join, raw
 from moejax.analysis.page.sections import (
@@ -41,6 +44,7 @@ class Content:
     claims: Sequence[Claim]
     caveats: Sequence[str]
     seeds: Sequence[SeedGroup]
+    finetuning: Study
     figures: Sequence[Figure]
     drawings: Drawings
     notes: Sequence[Note]
@@ -52,12 +56,14 @@ class Content:
 def render(content: Content) -> str:
     """The whole document."""
     means = seeds_section(content.seeds)
+    finetuned = table_section(content.finetuning)
     lacking = not_drawn(content.figures)
     drawn = [figure for figure in content.figures if not figure.empty]
     sections = [
         ("summary", "Summary", _summary(content)),
         ("runs", "Runs", _runs(content.runs)),
         *([("seeds", "Seeds", means)] if means is not None else []),
+        *([(TABLE, "Fine-tuned models", finetuned)] if finetuned is not None else []),
         *((f.key, f.title, figure_section(f, content.drawings)) for f in drawn),
         *([("not-drawn", "Not drawn", lacking)] if lacking is not None else []),
         ("notes", "Warnings", _notes(content.notes)),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moejax.analysis import text
+from moejax.analysis.finetuning.tuned import is_tuned
 from moejax.analysis.grids import axes_of, grid_notes
 from moejax.analysis.provenance import flat_config
 from moejax.analysis.runs import Record, Run, find_runs, load_runs
@@ -98,6 +99,8 @@ def _comparable(runs: Sequence[Run], excluded: list[tuple[str, str]]) -> list[Ru
         loss = run.final.number("eval", "loss")
         if run.state != "done":
             excluded.append((run.name, f"is {run.state}, not done"))
+        elif is_tuned(run):
+            excluded.append((run.name, "is fine-tuned: its base's training is not in its compute"))
         elif not loss > 0:
             excluded.append((run.name, "final.json has no finite eval loss"))
         else:

@@ -1,6 +1,6 @@
-"""Where text comes from: `embedded`, `files:PATTERN`, `tfds:NAME`, `labelled:SPEC`."""
+"""Where text comes from: `embedded`, `files:PATTERN`, `tfds:NAME`, `labelled:SPEC`, `task:SPEC`."""
 
-from moejax.data.corpora import embedded, files, labelled, tfds_dataset
+from moejax.data.corpora import embedded, files, labelled, task, tfds_dataset
 from moejax.data.corpora.contract import CORPORA, Corpus, open_corpus, parse_corpus
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "labelled",
     "open_corpus",
     "parse_corpus",
+    "task",
     "tfds_dataset",
 ]

@@ -10,15 +10,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from moejax.config import ConfigError, Registry, build, knob, nearest
-from moejax.config.knobs import BOOLEAN_WORDS
+from moejax.config import ConfigError, Registry, knob, nearest
 from moejax.data.evaluation.documents import EvaluationDocument, check_document
 from moejax.data.evaluation.order import balanced, wanted_documents
+from moejax.data.spec import content_hash, open_spec, spec_name
 
 EVALUATIONS = Registry("evaluation set")
 
@@ -142,7 +141,7 @@ class EvaluationSet:
         options = dataclasses.asdict(self.source)  # type: ignore[call-overload]
         options.pop("argument", None)  # the same files elsewhere are the same set
         parts = [part for part in self.source.parts() if self._wants(part)]
-        hash_of = functools.cache(_hash_of)  # several parts may lie in one file
+        hash_of = functools.cache(content_hash)  # several parts may lie in one file
         rows = []
         for part in parts:
             files = hashlib.sha256()
@@ -199,74 +198,5 @@ def open_evaluation(spec: str) -> EvaluationSet:
     Raises:
       ConfigError: unknown kind or option, a bad value, an argument absent or not wanted.
     """
-    kind, argument, given = _parse(spec)
-    cls = EVALUATIONS.get(kind, "evaluation set")
-    wanted = cls.argument_name
-    if wanted and not argument:
-        raise ConfigError(f"{spec!r}: needs an argument; nearest valid: {kind}:{wanted}")
-    if argument and not wanted:
-        raise ConfigError(f"{spec!r}: takes no argument; nearest valid: {kind!r}")
-    own = {f.name: f for f in dataclasses.fields(cls) if f.name != "argument"}
-    common = {f.name: f for f in dataclasses.fields(Selection)}
-    fields = own | common
-    values: dict[str, Any] = {}
-    for key, text in given.items():
-        if key not in fields:
-            hint = nearest(key, fields) or f"; valid options: {', '.join(fields)}"
-            raise ConfigError(f"{spec!r}: unknown option {key!r}{hint}")
-        values[key] = _value(spec, key, text, fields[key].default)
-    source = build(
-        cls,
-        {key: value for key, value in values.items() if key in own}
-        | ({"argument": argument} if wanted else {}),
-        repr(spec),
-    )
-    shared = {key: value for key, value in values.items() if key in common}
-    return EvaluationSet(spec, _name(kind, spec), source, build(Selection, shared, repr(spec)))
-
-
-def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
-    # A glob may hold question marks of its own: the options are what follows the last one, if
-    # that begins with `word=`.
-    match = re.fullmatch(r"(?s)(.*)\?(\w+=[^?]*)", spec)
-    head, tail = (match[1], match[2]) if match else (spec, "")
-    kind, _, argument = head.partition(":")
-    options: dict[str, str] = {}
-    for part in tail.split("&") if tail else ():
-        key, equals, value = part.partition("=")
-        if not equals or not value:
-            raise ConfigError(f"{spec!r}: option {part!r} needs a value; e.g. {key}=VALUE")
-        if key in options:
-            raise ConfigError(f"{spec!r}: option {key!r} is given twice")
-        options[key] = value
-    return kind, argument, options
-
-
-def _value(spec: str, key: str, text: str, default: Any) -> Any:
-    if isinstance(default, tuple):
-        return tuple(text.split(","))
-    if isinstance(default, bool):
-        if text.lower() not in BOOLEAN_WORDS:
-            raise ConfigError(f"{spec!r}: {key}={text!r}: expected true or false")
-        return BOOLEAN_WORDS[text.lower()]
-    if isinstance(default, int | float):
-        try:
-            return type(default)(text)
-        except ValueError:
-            kind = "a whole number" if isinstance(default, int) else "a number"
-            raise ConfigError(
-                f"{spec!r}: {key}={text!r}: expected {kind}; for example {key}={default}"
-            ) from None
-    return text
-
-
-def _hash_of(file: Path) -> str:
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def _name(kind: str, spec: str) -> str:
-    return kind if spec == kind else f"{kind}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"
+    kind, source, selection = open_spec(spec, EVALUATIONS, Selection)
+    return EvaluationSet(spec, spec_name(kind, spec), source, selection)

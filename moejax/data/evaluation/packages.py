@@ -23,20 +23,22 @@ class Package:
       licence: of the text.
       pattern: full match on the path inside site-packages.
       extra: of moejax, that brings it; "" for a dependency of moejax itself.
+      who: what needs it, for messages.
     """
 
     name: str
     licence: str
     pattern: str
     extra: str = "eval"
+    who: str = "the evaluation set"
 
     def files(self) -> tuple[tuple[str, Path], ...]:
         """Returns (path inside site-packages, file); raises ConfigError as `installed_files`."""
-        return installed_files(self.name, self.pattern, "the evaluation set", self.install)
+        return installed_files(self.name, self.pattern, self.who, self.install)
 
     def describe(self) -> dict[str, Any]:
         """Returns the package's columns of a row of `EvaluationSet.sources`."""
-        version = installed_version(self.name, "the evaluation set", self.install)
+        version = installed_version(self.name, self.who, self.install)
         return {"package": self.name, "version": version, "licence": self.licence}
 
     def part(self, domain: str, language: str, texts: Callable[[Files], Iterator[str]]) -> Part:

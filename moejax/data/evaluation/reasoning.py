@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from moejax.config import ConfigError, knob, nearest
@@ -67,7 +67,7 @@ class Reasoning:
         return [
             Part(
                 f"{task} of reasoning-gym",
-                _describe,
+                describe_gym,
                 functools.partial(self._items, task),
                 (task, "en"),
             )
@@ -75,33 +75,58 @@ class Reasoning:
         ]
 
     def _items(self, task: str) -> Iterator[EvaluationDocument]:
-        _describe()  # one line where the package is absent
-        try:
-            from reasoning_gym.coaching.base_curriculum import (
-                DefaultCurriculumContext,
-                RangeAttributeMode,
-            )
-            from reasoning_gym.factory import create_curriculum, create_dataset
-        except ImportError as error:
-            raise ConfigError(
-                f"reasoning-gym lacks the package {error.name!r}; install it: {INSTALL}"
-            ) from error
-        curriculum = create_curriculum(task)
-        # By default a level keeps the ranges of all levels below it.
-        context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
         met: set[str] = set()
-        for level in range(LEVELS):
-            curriculum.set_global_level(level)
-            # Item i is made from seed + i: no two levels and no two seeds share any.
-            seed = (self.seed * LEVELS + level) * MAX_SIZE
-            settings = curriculum.generate_configuration({"seed": seed, "size": self.size}, context)
-            for item in create_dataset(task, **vars(settings)):
-                text = normalise(f"{item['question'].strip()}\n{item['answer']}\n")
-                if text not in met:
-                    met.add(text)
-                    yield EvaluationDocument(text, task, "en", difficulty=float(level))
+        for level, _, question, answer in generate(task, self.size, self.seed):
+            text = f"{question}\n{answer}\n"
+            if text not in met:
+                met.add(text)
+                yield EvaluationDocument(text, task, "en", difficulty=float(level))
 
 
-def _describe() -> dict[str, Any]:
-    version = installed_version("reasoning-gym", "the evaluation set", INSTALL)
+def generate(
+    task: str,
+    size: int,
+    seed: int,
+    levels: Iterable[int] = range(LEVELS),
+    who: str = "the evaluation set",
+) -> Iterator[tuple[int, int, str, str]]:
+    """Yields (level, number, question, answer) of a generator: `size` items of each level.
+
+    Args:
+      task: one of TASKS.
+      size: items, at most MAX_SIZE.
+      seed: no two levels and no two seeds share an item's own seed.
+      levels: of the curriculum.
+      who: what needs the package, for messages.
+
+    Raises:
+      ConfigError: the package, or one that it needs, is absent.
+    """
+    describe_gym(who)  # one line where the package is absent
+    try:
+        from reasoning_gym.coaching.base_curriculum import (
+            DefaultCurriculumContext,
+            RangeAttributeMode,
+        )
+        from reasoning_gym.factory import create_curriculum, create_dataset
+    except ImportError as error:
+        raise ConfigError(
+            f"reasoning-gym lacks the package {error.name!r}; install it: {INSTALL}"
+        ) from error
+    curriculum = create_curriculum(task)
+    # By default a level keeps the ranges of all levels below it.
+    context = DefaultCurriculumContext(mode=RangeAttributeMode.UPPER_BOUND)
+    for level in levels:
+        curriculum.set_global_level(level)
+        # Item i is made from its seed + i.
+        first = (seed * LEVELS + level) * MAX_SIZE
+        settings = curriculum.generate_configuration({"seed": first, "size": size}, context)
+        for number, item in enumerate(create_dataset(task, **vars(settings))):
+            question, answer = normalise(item["question"].strip()), normalise(str(item["answer"]))
+            yield level, number, question, answer
+
+
+def describe_gym(who: str = "the evaluation set") -> dict[str, Any]:
+    """Returns the package's columns of a row of sources; raises ConfigError if it is absent."""
+    version = installed_version("reasoning-gym", who, INSTALL)
     return {"package": "reasoning-gym", "version": version, "licence": "Apache-2.0"}

@@ -1,0 +1,39 @@
+"""Fine-tuning methods x tasks x seeds: a comparison from every base that is given.
+
+Seven methods on three tasks, two seeds; LoRA, MultiLoRA and the top layers train as many parameters
+as ESFT-Gate's selection, or as near as their sizes allow. `full` (everything) and `esft_random` (as
+many experts, drawn at random) are what the others are held against. `finetune:p` has thresholds of
+the selection instead, and `finetune:smoke` is for seconds.
+
+    python -m experiments.finetune_study --grid=finetune --base=runs/bases/RUN --out=runs/finetune
+"""
+
+from __future__ import annotations
+
+from moejax.config import ConfigError, nearest
+from moejax.grid.finetuning import Comparison, Treatment
+
+TASKS = ("law", "code", "mathematics")
+METHODS = (
+    "full", "partial", "lora", "multilora", "esft_random", "esft_token", "esft_gate",
+)  # fmt: skip
+THRESHOLDS = {
+    "esft_gate": (0.025, 0.05, 0.1, 0.2, 0.3),
+    "esft_token": (0.1, 0.2, 0.4, 0.6),
+}
+NAMES = ("methods", "p", "smoke")
+
+
+def get_comparison(arg: str | None = None) -> Comparison:
+    """7 methods x 3 tasks x 2 seeds; `p`: 9 selections; `smoke`: 3 methods, 2 tasks, 1 seed."""
+    name = arg or NAMES[0]
+    if name not in NAMES:
+        raise ConfigError(f"finetune:{name}: known: {', '.join(NAMES)}{nearest(name, NAMES)}")
+    methods = tuple(Treatment(method) for method in METHODS)
+    if name == "p":
+        curve = [Treatment(method, p) for method, many in THRESHOLDS.items() for p in many]
+        return Comparison(TASKS, (Treatment("full"), *curve))
+    if name == "smoke":
+        small = tuple(one for one in methods if one.method in ("full", "lora", "esft_gate"))
+        return Comparison(TASKS[:2], small, seeds=(0,), samples=4, length=128)
+    return Comparison(TASKS, methods)
