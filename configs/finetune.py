@@ -2,7 +2,7 @@
 
 method   esft_gate, esft_token (selected experts alone), esft_random (as many, drawn at random),
          lora, multilora, partial (top layers), full
-task     law, code, mathematics, translation, dialogue, reasoning, files:PATTERN (docs/tasks.md), or
+task     law, code, mathematics, translation, dialogue, reasoning, task:files:PATTERN (docs/tasks.md), or
          none: the base's own text
 general  share of the rows that is the base's text (0.5 is 1 : 1), or none
 p        threshold of the selection; 0: as published, 0.1 for gates and 0.2 for tokens

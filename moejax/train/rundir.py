@@ -32,7 +32,7 @@ MAY_CHANGE = (
 run's identity. (With `exchange.overflow=drop` the exchange is part of it: it decides what drops.)
 """
 
-TUNED_MAY_CHANGE = ("finetune.base",)
+TUNED_MAY_CHANGE = ("finetune.base", "data.general.text.cache_dir")
 """As well, of a fine-tuning: its base is known by a hash, wherever it lies."""
 
 _OURS = re.compile(
