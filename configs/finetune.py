@@ -2,8 +2,8 @@
 
 method   esft_gate, esft_token (selected experts alone), esft_random (as many, drawn at random),
          lora, multilora, partial (top layers), full
-task     law, code, mathematics, translation, dialogue, reasoning, task:files:PATTERN (docs/tasks.md), or
-         none: the base's own text
+task     law, code, mathematics, translation, dialogue, reasoning, task:files:PATTERN
+         (docs/tasks.md), or none: the base's own text
 general  share of the rows that is the base's text (0.5 is 1 : 1), or none
 p        threshold of the selection; 0: as published, 0.1 for gates and 0.2 for tokens
 rank, n  of lora and multilora: rank, parallel modules
@@ -12,7 +12,7 @@ rate     learning rate; 0: that of the method below
 steps    optimiser steps
 quick    seconds instead of minutes
 
-Settings are ESFT's (2407.01906; methods.md D.3): AdamW, constant rate, no warm-up, weight decay
+Settings are ESFT's (2407.01906, section 4 and its code): AdamW, constant rate, no warm-up, weight decay
 0.1, clipping at 1, the best validation loss kept. Its rates (full 3e-5, LoRA 1e-4, ESFT 1e-5) are
 for 16B parameters; these are for models of millions.
 """
