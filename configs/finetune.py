@@ -12,9 +12,9 @@ rate     learning rate; 0: that of the method below
 steps    optimiser steps
 quick    seconds instead of minutes
 
-Settings are ESFT's (2407.01906, section 4 and its code): AdamW, constant rate, no warm-up, weight decay
-0.1, clipping at 1, the best validation loss kept. Its rates (full 3e-5, LoRA 1e-4, ESFT 1e-5) are
-for 16B parameters; these are for models of millions.
+Settings are ESFT's (2407.01906, section 4 and its code): AdamW, constant rate, no warm-up, weight
+decay 0.1, clipping at 1, the best validation loss kept. Its rates (full 3e-5, LoRA 1e-4, ESFT
+1e-5) are for 16B parameters; these are for models of millions.
 """
 
 from __future__ import annotations
