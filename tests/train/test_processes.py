@@ -80,7 +80,7 @@ def started(own: Job, processes: int) -> Iterator[list[subprocess.Popen[str]]]:
         yield children
 
 
-def ended(children: list[subprocess.Popen[str]], seconds: int = 120) -> list[tuple[int, str]]:
+def ended(children: list[subprocess.Popen[str]], seconds: int = 300) -> list[tuple[int, str]]:
     """Exit code and output of each; the limit only ends a hang."""
     outputs = [child.communicate(timeout=seconds)[0] for child in children]
     return [(child.returncode, said) for child, said in zip(children, outputs, strict=True)]
