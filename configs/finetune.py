@@ -72,10 +72,10 @@ def _share(text: str) -> float:
 
 
 def _quick(recipe: Recipe) -> Recipe:
+    if recipe.selects:
+        recipe = dataclasses.replace(recipe, samples=4, length=128)
     return dataclasses.replace(
         recipe,
-        samples=4,
-        length=128,
         train=TrainConfig(batch_size=8, steps=6),
         evaluation=EvaluationConfig(
             every=2, at_start=True, batch_size=8, max_tokens=2048, trace_tokens=0

@@ -101,12 +101,10 @@ def main(argv: list[str]) -> None:
         )
         enable_compile_cache(base.experiment.data.cache_path / "xla")
         on_first(lambda: str(rundir.claim(workdir).root))
-        selection = None
+        selection, say = None, print if first else _silent
         if recipe.selects or _SELECTION.value:
-            selection = selection_for(
-                recipe, base, workdir, _SELECTION.value, print if first else _silent
-            )
-        experiment = experiment_of(recipe, base, selection)
+            selection = selection_for(recipe, base, workdir, _SELECTION.value, say)
+        experiment = experiment_of(recipe, base, selection, say)
     if _SHOW.value:
         if first:
             print(knob_table(experiment))

@@ -11,12 +11,15 @@ the selection instead, and `finetune:smoke` is for seconds.
 from __future__ import annotations
 
 from moejax.config import ConfigError, nearest
+from moejax.finetune.recipe import LOW_RANK
 from moejax.grid.finetuning import Comparison, Treatment
 
 TASKS = ("law", "code", "mathematics")
 METHODS = (
     "full", "partial", "lora", "multilora", "esft_random", "esft_token", "esft_gate",
 )  # fmt: skip
+SAME_MATRICES = {"targets": ("attention",), "per_expert": False}
+"""Of both low-rank methods: with updates of experts MultiLoRA of rank 1 trains more than ESFT."""
 THRESHOLDS = {
     "esft_gate": (0.025, 0.05, 0.1, 0.2, 0.3),
     "esft_token": (0.1, 0.2, 0.4, 0.6),
@@ -29,7 +32,10 @@ def get_comparison(arg: str | None = None) -> Comparison:
     name = arg or NAMES[0]
     if name not in NAMES:
         raise ConfigError(f"finetune:{name}: known: {', '.join(NAMES)}{nearest(name, NAMES)}")
-    methods = tuple(Treatment(method) for method in METHODS)
+    methods = tuple(
+        Treatment(method, overrides=SAME_MATRICES if method in LOW_RANK else {})
+        for method in METHODS
+    )
     if name == "p":
         curve = [Treatment(method, p) for method, many in THRESHOLDS.items() for p in many]
         return Comparison(TASKS, (Treatment("full"), *curve))

@@ -7,6 +7,7 @@ and a method whose experts are selected and whose size is matched.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from moejax.finetune.base import Base
 from moejax.finetune.counts import matched, trainable_parameters
 from moejax.finetune.formats import read_selection
 from moejax.finetune.methods import TARGETS, Full, LoRA, MultiLoRA, Partial
-from moejax.finetune.selection import Selection, check_selection, method_of
+from moejax.finetune.sampling import Ids
+from moejax.finetune.selection import DEFAULT_P, Selection, check_selection, method_of
+from moejax.probe.opened import Say
 from moejax.sharding.mesh import MeshConfig
 from moejax.train import Experiment, TrainConfig
 from moejax.train.base import experiment_at
@@ -36,6 +39,18 @@ KINDS = (*ESFTS, "lora", "multilora", "partial", "full")
 NO_TASK = "none"
 SIZED = ("lora", "multilora", "partial")
 """Methods whose size can be matched to another's."""
+LOW_RANK = ("lora", "multilora")
+OWN_KNOBS = {
+    "samples": tuple(ESFTS),
+    "length": tuple(ESFTS),
+    "rank": LOW_RANK,
+    "alpha": LOW_RANK,
+    "targets": LOW_RANK,
+    "per_expert": LOW_RANK,
+    "modules": ("multilora",),
+    "top_layers": ("partial",),
+}
+"""Knobs that only some methods have; of others they must stay at their defaults."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +111,25 @@ class Recipe:
                     f"{path}.{name}={getattr(self, name)}: belongs to ESFT, the method is "
                     f"{self.method}; nearest valid: esft_gate"
                 )
+        usual = Recipe()
+        for name, methods in OWN_KNOBS.items():
+            own, default = getattr(self, name), getattr(usual, name)
+            if own != default and self.method not in methods:
+                raise ConfigError(
+                    f"{path}.{name}={own!r}: belongs to {', '.join(methods)}, the method is "
+                    f"{self.method}; nearest valid value {default!r}"
+                )
+        size = "top_layers" if self.method == "partial" else "rank"
+        if self.match and getattr(self, size) != getattr(usual, size):
+            raise ConfigError(
+                f"{path}.{size}={getattr(self, size)}: {path}.match chooses it; nearest valid: one "
+                "of the two"
+            )
+        if self.task == NO_TASK and self.share != usual.share:
+            raise ConfigError(
+                f"{path}.share={self.share:g}: task={NO_TASK} trains on the base's text alone; "
+                f"nearest valid value {usual.share:g}"
+            )
 
     @property
     def selects(self) -> bool:
@@ -113,13 +147,16 @@ class Recipe:
         return f"{self.method}-{NO_TASK if self.task == NO_TASK else open_task(self.task).name}"
 
 
-def experiment_of(recipe: Recipe, base: Base, selection: Selection | None = None) -> Experiment:
+def experiment_of(
+    recipe: Recipe, base: Base, selection: Selection | None = None, say: Say = print
+) -> Experiment:
     """The run that a recipe makes of a base.
 
     Args:
       recipe: checked.
       base: what it starts from.
       selection: of experts, for a method that `selects`.
+      say: told where a size could not be matched.
 
     Raises:
       ConfigError: the selection does not fit the base, there is no such task, or the run is
@@ -149,7 +186,7 @@ def experiment_of(recipe: Recipe, base: Base, selection: Selection | None = None
             base=str(base.run.root.resolve()),
             base_step=base.step,
             base_hash=base.hash,
-            method=_method(recipe, base, selection),
+            method=_method(recipe, base, selection, say),
             label=recipe.method,
             task="" if recipe.task == NO_TASK else open_task(recipe.task).spec,
             p=p,
@@ -161,7 +198,7 @@ def experiment_of(recipe: Recipe, base: Base, selection: Selection | None = None
     return experiment
 
 
-def _method(recipe: Recipe, base: Base, selection: Selection | None) -> Any:
+def _method(recipe: Recipe, base: Base, selection: Selection | None, say: Say) -> Any:
     if recipe.selects:
         assert selection is not None
         check_selection(selection, base.run.model, base.hash)
@@ -186,35 +223,50 @@ def _method(recipe: Recipe, base: Base, selection: Selection | None) -> Any:
             method, rank=recipe.rank, targets=recipe.targets, per_expert=recipe.per_expert
         )
     if recipe.match:
-        model = base.experiment.model
-        method = matched(method, model, trained_by(recipe.match, model))
+        method = matched(method, base.experiment.model, trained_by(recipe.match, base), say)
     if recipe.method != "partial":
         method = dataclasses.replace(method, alpha=recipe.alpha or 2.0 * method.rank)
     return method
 
 
-def trained_by(where: str, model: Any) -> int:
-    """Trainable parameters of a selection, or of a fine-tuned run, in a model.
+def trained_by(where: str, base: Base) -> int:
+    """Trainable parameters of a selection, or of a fine-tuned run, in a base's model.
 
     Raises:
-      ConfigError: neither is there, or it does not fit the model.
+      ConfigError: neither is there, it does not fit the model, or the selection was made for
+        another base.
     """
+    model = base.experiment.model
     path = Path(where).expanduser()
     if path.is_dir() and (path / "config.json").exists():
         finetune = experiment_at(path).finetune
         if finetune is None:
             raise ConfigError(f"config.match={where}: is no fine-tuned run")
         return trainable_parameters(finetune.method, model)
-    return trainable_parameters(method_of(read_selection(path)), model)
+    found = read_selection(path)
+    check_selection(found, base.run.model, base.hash, "config.match")
+    return trainable_parameters(method_of(found), model)
 
 
-def scored_with(selection: Selection, recipe: Recipe, base_hash: str) -> bool:
-    """Whether a selection on the disk is the one that a recipe would make anew."""
+def scored_with(
+    selection: Selection, recipe: Recipe, base_hash: str, found: Sequence[Sequence[Ids]]
+) -> bool:
+    """Whether a selection on the disk is the one that a recipe would make anew.
+
+    Args:
+      selection: it.
+      recipe: of an ESFT method.
+      base_hash: of the base.
+      found: windows that would be scored.
+    """
+    sizes = [sum(map(len, window)) for window in found]
     origin = selection.origin
     random = recipe.method == "esft_random"
     return (
         origin.base_hash == base_hash
         and selection.score == recipe.score
-        and (not recipe.p or selection.p == recipe.p)
+        and selection.p == (recipe.p or DEFAULT_P[recipe.score])
+        and (origin.samples, origin.length) == (len(sizes), max(sizes))
+        and origin.tokens == sum(sizes)
         and selection.seed == (recipe.seed if random else None)
     )

@@ -12,13 +12,15 @@ from moejax.finetune.esft import choose
 from moejax.finetune.formats import SUMMARY, read_selection, write_selection, write_summary
 from moejax.finetune.measure import measure
 from moejax.finetune.recipe import NO_TASK, Recipe, scored_with
-from moejax.finetune.sampling import Sampling, open_task_documents
+from moejax.finetune.sampling import Sampling, open_task_documents, windows
 from moejax.finetune.scores import Origin
 from moejax.finetune.selection import Selection, check_selection
 from moejax.probe.opened import Say
 from moejax.train.votes import on_first
 
 FOLDER, EXPERTS = "esft", "expert_config.json"
+PRESETS = {"samples": (Recipe().samples, 4), "length": (Recipe().length, 128)}
+"""Sizes of the scoring that a user need not have asked for: the defaults, and those of `quick`."""
 
 
 def selection_for(recipe: Recipe, base: Base, workdir: Path, given: str, say: Say) -> Selection:
@@ -35,19 +37,22 @@ def selection_for(recipe: Recipe, base: Base, workdir: Path, given: str, say: Sa
       ConfigError: the file is no selection, or one of another model; or the task is empty.
     """
     if given:
+        _require_no_sampling(recipe)
         found = _shared(lambda: read_selection(Path(given).expanduser()))
         check_selection(found, base.run.model, base.hash, given)
         return found
     if recipe.task == NO_TASK:
         raise ConfigError("--selection: is required with task=none: there is no task to score on")
     documents = open_task_documents(base.run, recipe.task)
+    sampling = Sampling(recipe.samples, recipe.length)
     file = workdir / FOLDER / documents.name / EXPERTS
     if on_first(lambda: file.is_file()):
         found = _shared(lambda: read_selection(file))
-        if scored_with(found, recipe, base.hash):
+        window = base.experiment.data.seq_len
+        anew = windows(documents, sampling.within(window), lambda _: None)
+        if scored_with(found, recipe, base.hash, anew):
             say(f"{file}: selected before, {found.count} experts")
             return found
-    sampling = Sampling(recipe.samples, recipe.length)
     restored = base.run.restore(base.step, say)
     # Every process scores the same tokens on a device of its own: nothing is collected.
     measured = measure(base.run, restored, documents, sampling, base.hash, say)
@@ -62,6 +67,17 @@ def selection_for(recipe: Recipe, base: Base, workdir: Path, given: str, say: Sa
     found = _made(on_first(write))
     say(f"{file}: {found.count} experts selected by {recipe.score} scores, p={found.p:g}")
     return found
+
+
+def _require_no_sampling(recipe: Recipe) -> None:
+    """Refuses a size of the scoring where nothing is scored, other than that of a preset."""
+    for name, usual in PRESETS.items():
+        value = getattr(recipe, name)
+        if value not in usual:
+            raise ConfigError(
+                f"config.{name}={value}: with --selection nothing is scored; nearest valid value "
+                f"{usual[0]}"
+            )
 
 
 def _shared(read: Any) -> Selection:

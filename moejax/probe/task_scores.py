@@ -148,12 +148,15 @@ def score_task(
     size = sum(len(example.answer.encode()) for example in examples)
     finetune = run.experiment.finetune
     nats = float(by_example.nats_D.sum())
+    whole = not (packing.cut or packing.left_out)
+    own_hash = hash_on_mesh(restored.params, run.model, run.mesh)
     return {
         "format_version": FORMAT_VERSION,
         "run": str(run.root),
         "name": run.experiment.name,
         "step": restored.step,
-        "base_hash": base_hash(run, restored),
+        "params_hash": own_hash,
+        "base_hash": own_hash if finetune is None else finetune.base_hash,
         "method": "none" if finetune is None else type(finetune.method).registered_name,
         "task": task.spec,
         "task_hash": task_hash(examples, template, length),
@@ -167,7 +170,7 @@ def score_task(
         "cut": packing.cut,
         "left_out": packing.left_out,
         "answer_loss": by_document.loss(),
-        "answer_bits_per_byte": nats / math.log(2.0) / size if not packing.left_out else None,
+        "answer_bits_per_byte": nats / math.log(2.0) / size if whole else None,
         "answer_accuracy": float(by_example.hits_D.sum()) / count,
         "exact_match": exact,
         "generated": generated,
@@ -188,7 +191,9 @@ def write_score(
     name = task.name
     if record["split"] != "test":
         name += f"-{record['split']}"
-    if record["step"] != (run.result() or run.steps()[-1]):
+    best = run.result()  # 0 where nothing that was trained is better than the base
+    kept = run.steps()[-1] if best is None else best
+    if record["step"] != kept:
         name += f"-{record['step']}"
     path = out or run.root / FOLDER / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,13 +221,6 @@ def general_text(run: OpenedRun, text: DataConfig) -> Dataset:
             f"{text.corpus!r} gives here"
         )
     return general
-
-
-def base_hash(run: OpenedRun, restored: Restored) -> str:
-    """What the run's parameters started from; of a base itself, what they are."""
-    if run.experiment.finetune is not None:
-        return run.experiment.finetune.base_hash
-    return hash_on_mesh(restored.params, run.model, run.mesh)
 
 
 def task_hash(examples: Sequence[Example], template: str, length: int) -> str:

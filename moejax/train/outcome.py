@@ -38,7 +38,7 @@ def finetune_record(
     together.
 
     Args:
-      state, clock: at the end of the run, saved.
+      state, clock: at the end of the run, saved. Where another step is kept the state is deleted.
       early: the run stopped before its last step.
 
     Raises:
@@ -47,9 +47,12 @@ def finetune_record(
     finetune, tuning = experiment.finetune, programs.tuning
     assert finetune is not None and tuning is not None
     step = clock.step if clock.best is None else clock.best.step
-    arrays = adapter_arrays(
-        programs, tuning, state if step == clock.step else _at(checkpoints, step)
-    )
+    if step != clock.step:
+        # It is on the disk, and callers hold it: two whole states may not fit a device.
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()
+        state = _at(checkpoints, step)
+    arrays = adapter_arrays(programs, tuning, state)
     record = adapter_record(experiment, finetune, run_dir, step)
     written = on_first(lambda: finetune.method.store(run_dir.adapter, record, arrays))
     stored = programs.layout.stored

@@ -250,6 +250,17 @@ def test_the_table_has_changes_with_intervals_and_costs(root):
     assert full["Stored"] == "80\u202fkB" and full["Step time"] == "50\u202fms"
 
 
+def test_the_table_has_ranks(tmp_path):
+    base = make_base(tmp_path)
+    make_tuned(tmp_path, base, "full")
+    make_tuned(tmp_path, base, "lora", kind={"name": "lora", "rank": 8})
+    make_tuned(tmp_path, base, "multilora", kind={"name": "multilora", "rank": 2, "modules": 3})
+    header, *body = rows(evidence(tmp_path).finetuning)
+    ranks = {row[header.index("Method")]: row[header.index("Rank")] for row in body}
+    assert ranks == {"full": "–", "lora": "8", "multilora": "3×2"}
+    assert "equal rank" not in spectrum.CAPTION and "modules times rank" in spectrum.CAPTION
+
+
 def test_the_report_has_the_section_the_claims_and_the_notes(root, tmp_path):
     out = tmp_path / "report"
     odd = next(path for path in root.iterdir() if path.name.endswith("p0.3-law-seed1"))
@@ -258,7 +269,9 @@ def test_the_report_has_the_section_the_claims_and_the_notes(root, tmp_path):
     page = (out / "report.html").read_text()
     assert 'id="finetuning-table"' in page and 'id="finetuning"' in page
     data = json.loads((out / "report.json").read_text())
-    assert any("esft_gate has a lower task loss than lora" in c["claim"] for c in data["claims"])
+    assert any(
+        "esft_gate (p=0.1) has a lower task loss than lora" in c["claim"] for c in data["claims"]
+    )
     assert [n for n in data["notes"] if n["severity"] == "excluded" and "step 7" in n["what"]]
     assert any("step 7" in sentence for sentence in data["caveats"])
     assert (out / "tables" / "finetuning.md").is_file()

@@ -128,6 +128,21 @@ def test_the_base_is_the_one_with_the_hash_at_the_step(tmp_path):
     assert not study_of(tmp_path).notes
 
 
+def test_a_base_may_be_tuned_itself(tmp_path):
+    first = make_base(tmp_path, tasks=("law", "code"))
+    base = make_tuned(tmp_path, first, "full", "code", name="second")
+    edit_json(base / "tasks" / "code.json", params_hash="hash-of-second")
+    ofs = {"base_hash": "hash-of-first", "params_hash": "hash-of-second"}
+    write_score(base, "law", **ofs)
+    make_tuned(tmp_path, base, name="third", change=-0.25)
+    cell = next(one for one in study_of(tmp_path).cells if one.task == "law")
+    assert cell.base.name == "second" and cell.effect(TASK).mean == pytest.approx(-0.25)
+    # Its own base's hash says nothing about what was scored.
+    write_score(base, "law", base_hash="hash-of-second", params_hash="trained anew")
+    cell = next(one for one in study_of(tmp_path).cells if one.task == "law")
+    assert math.isnan(cell.effect(TASK).mean)
+
+
 def test_a_score_of_another_step_than_the_best_is_left_out_by_name(tmp_path):
     base = make_base(tmp_path)
     make_tuned(tmp_path, base, step=BEST_LATER, score=False)
@@ -287,6 +302,46 @@ def test_the_published_p_stands_for_a_method_with_several(tmp_path):
     assert "esft_gate (p=0.3)" in {cell.name for cell in study.cells}
 
 
+def make_rates(tmp_path, base, task, losses, test, method="lora"):
+    """One method with several learning rates: {rate: validation loss by seed}, {rate: change}."""
+    for rate, by_seed in losses.items():
+        for seed, loss in enumerate(by_seed):
+            own = f"{base.name}-{method}-{rate}-{task}-seed{seed}"
+            final = {"best_loss": loss}
+            run = make_tuned(
+                tmp_path, base, method, task, seed, test[rate], name=own, final=final
+            )  # fmt: skip
+            config = json.loads((run / "config.json").read_text())["config"]
+            edit_json(run / "config.json", config=config | {"optimizer": {"lr": rate}})
+
+
+def test_of_several_rates_validation_chooses_and_never_test(tmp_path):
+    base = make_base(tmp_path)
+    test = {0.001: -0.9, 0.003: -0.3, 0.01: -0.6}
+    # The first listed is the best on test; the last has the best single seed of validation.
+    losses = {0.001: (1.7, 1.7), 0.003: (1.5, 1.5), 0.01: (1.2, None)}
+    make_rates(tmp_path, base, "law", losses, test)
+    for seed in (0, 1):
+        make_tuned(tmp_path, base, "esft_gate", seed=seed, change=-0.5)
+    study = study_of(tmp_path)
+    found = overall(study, study.bases[0], "esft_gate", "lora", TASK)
+    assert found is not None and found.mean.mean == pytest.approx(-0.2)
+    (claim,) = [one for one in verdicts(tmp_path) if "has a lower task loss" in one]
+    assert claim.startswith("esft_gate has a lower task loss than lora (lr=0.003) at equal")
+
+
+def test_rates_that_validation_chose_are_named_by_task(tmp_path):
+    base = make_base(tmp_path, tasks=("law", "code"))
+    test = {0.001: -0.4, 0.01: -0.4}
+    make_rates(tmp_path, base, "law", {0.001: (1.7,), 0.01: (1.8,)}, test)
+    make_rates(tmp_path, base, "code", {0.001: (1.7,), 0.01: (1.6,)}, test)
+    for task in ("law", "code"):
+        make_tuned(tmp_path, base, "esft_gate", task)
+    (claim,) = [one for one in verdicts(tmp_path) if "has a lower task loss" in one]
+    parts = claim.partition("than lora (")[2].partition(")")[0].split("; ")
+    assert sorted(parts) == ["code lr=0.01", "law lr=0.001"]
+
+
 def test_granularity_compares_bases_of_finer_experts(tmp_path):
     for active, gap in ((2.0, 0.30), (8.0, 0.10)):
         base = make_base(tmp_path, f"m{active:g}", active, TASKS)
@@ -297,6 +352,7 @@ def test_granularity_compares_bases_of_finer_experts(tmp_path):
     (claim,) = [one for one in claims(study_of(tmp_path)) if one.claim.startswith("With finer")]
     assert "8 instead of 2" in claim.claim and claim.verdict == HOLDS
     assert "-0.2000" in claim.because
+    assert "esft_gate less full from m8, minus esft_gate less full from m2" in claim.because
 
 
 def test_findings_name_the_largest_gain(tmp_path):

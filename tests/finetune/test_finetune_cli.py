@@ -112,6 +112,17 @@ def test_sizes_are_matched_to_a_selection(method: str, base: Base, tmp_path: Pat
         ("method=esft_gate,general=1.5", {}, "must be in"),
         ("method=esft", {}, "must be one of"),
         ("method=esft_gate,p=1.5", {}, "must be in"),
+        ("method=esft_gate,rank=4", {}, "rank=4: belongs to lora, multilora"),
+        ("method=full", {"alpha": 4.0}, "alpha=4.0: belongs to lora, multilora"),
+        ("method=lora,n=2", {}, "modules=2: belongs to multilora"),
+        ("method=partial", {"targets": ("attention",)}, "targets=.*belongs to lora"),
+        ("method=esft_token", {"per_expert": False}, "per_expert=False: belongs to lora"),
+        ("method=lora", {"top_layers": 2}, "top_layers=2: belongs to partial"),
+        ("method=lora", {"samples": 2}, "samples=2: belongs to esft_gate"),
+        ("method=full", {"length": 64}, "length=64: belongs to esft_gate"),
+        ("method=lora,rank=4,match=runs/x", {}, "config.match chooses it"),
+        ("method=partial,match=runs/x", {"top_layers": 2}, "config.match chooses it"),
+        ("method=full,task=none,general=0.25", {}, "trains on the base's text alone"),
     ],
 )
 def test_impossible_recipes_are_refused(argument: str, changes: dict[str, Any], said: str) -> None:
@@ -150,6 +161,57 @@ def test_a_selection_of_another_base_is_refused(base: Base, tmp_path: Path) -> N
         experiment_of(recipe("method=lora,task=none"), base, chosen(base, 1))
     with pytest.raises(ConfigError, match="--selection: is required with task=none"):
         selection_for(recipe("method=esft_gate,task=none"), base, tmp_path, "", QUIET)
+
+
+def test_sizes_are_not_matched_to_a_selection_of_another_base(base: Base, tmp_path: Path) -> None:
+    file = tmp_path / "expert_config.json"
+    write_selection(file, Selection({tuned.MOE: (1,)}, origin=Origin(base_hash="0" * 16)))
+    with pytest.raises(ConfigError, match=r"config\.match: was chosen for another model"):
+        experiment_of(recipe(f"method=lora,task=none,match={file}"), base)
+
+
+def test_a_size_that_cannot_be_matched_is_said(base: Base, tmp_path: Path) -> None:
+    file = tmp_path / "expert_config.json"
+    write_selection(file, chosen(base, 0))
+    made = recipe(f"method=multilora,task=none,match={file}")
+    said: list[str] = []
+    method = experiment_of(made, base, say=said.append).finetune.method  # type: ignore[union-attr]
+    model = base.experiment.model
+    wanted = trainable_parameters(ESFT({str(tuned.MOE): (0,)}), model)
+    (line,) = said
+    assert f"trains {trainable_parameters(method, model)} parameters, {wanted} were" in line
+    assert "\n" not in line
+    write_selection(file, chosen(base, *range(7)))
+    experiment_of(dataclasses.replace(made, targets=("attention",)), base, say=said.append)
+    assert said == [line], "a size within 10 % needs no word"
+
+
+def test_a_given_selection_needs_no_sampling(base: Base, tmp_path: Path) -> None:
+    file = tmp_path / "expert_config.json"
+    write_selection(file, chosen(base, 1))
+    made = recipe("method=esft_gate,task=none,quick")
+    assert selection_for(made, base, tmp_path, str(file), QUIET).experts == {tuned.MOE: (1,)}
+    for name in ("samples", "length"):
+        other = dataclasses.replace(made, **{name: 7})
+        with pytest.raises(ConfigError, match=f"config.{name}=7: with --selection nothing is"):
+            selection_for(other, base, tmp_path, str(file), QUIET)
+
+
+def test_a_selection_made_otherwise_is_not_reused(base: Base, task: str, tmp_path: Path) -> None:
+    first = recipe("method=esft_token,p=0.5", task=task, samples=2, length=64)
+
+    def reused(made: Recipe) -> bool:
+        said: list[str] = []
+        selection_for(made, base, tmp_path, "", said.append)
+        return "selected before" in said[-1]
+
+    assert not reused(first) and reused(first)
+    assert not reused(dataclasses.replace(first, p=0.0)), "the published p is another one"
+    assert not reused(dataclasses.replace(first, p=0.0, samples=3))
+    assert not reused(dataclasses.replace(first, p=0.0, samples=3, length=8))
+    short = dataclasses.replace(first, samples=10_000)
+    assert not reused(short)
+    assert reused(short), "the text has no more"
 
 
 def test_a_base_is_scored_on_the_spot_once(base: Base, task: str, tmp_path: Path) -> None:
@@ -297,3 +359,22 @@ def test_every_method_trains_on_eight_devices(
     record = tuned.final(root)["finetune"]
     assert record["method"] == method
     assert record["best_step"] in (0, 2, 4, 6)
+
+
+@pytest.mark.slow
+def test_two_processes_let_go_of_the_last_state_and_keep_the_best(
+    base: Base, task: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    harmful = ["--config.optimizer.lr=5.0", "--config.train.steps=6"]
+    flags = [
+        flag for flag in given(base, task, root, "full")
+        if not flag.startswith(("--config.optimizer.lr", "--config.train.steps"))
+    ]  # fmt: skip
+    ended(together([*flags, *harmful], 2))
+    record = tuned.final(root)["finetune"]
+    assert record["best_step"] < 6, "the rate must do harm for this test to mean something"
+    best = tuned.restored(root, record["best_step"])
+    for name, leaf in trained(root).items():
+        place = name if name.startswith("router_state/") else f"params/{name}"
+        assert leaf.tobytes() == best[place].tobytes(), name

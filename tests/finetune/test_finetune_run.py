@@ -18,7 +18,7 @@ from moejax.config import ConfigError, build, override, to_plain
 from moejax.finetune.base import open_base, params_hash
 from moejax.finetune.methods import ESFT, Full, Partial
 from moejax.probe import open_run
-from moejax.train import Experiment, run
+from moejax.train import Experiment, loop, outcome, run
 from moejax.train.checkpoint import CheckpointReader
 from moejax.train.clock import Best, Clock
 from moejax.train.rundir import identity_hash
@@ -133,6 +133,27 @@ def test_the_best_checkpoint_outlives_newer_ones(harmed: Path) -> None:
     assert opened.steps() == [best, 4]
     assert opened.result() == opened.restore().step == best
     assert opened.restore(4).step == 4
+
+
+def test_the_last_state_is_let_go_before_the_best_is_restored(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last: list[bool] = []
+    record, restore = loop.finetune_record, outcome._at
+
+    def recording(experiment, programs, checkpoints, run_dir, state, clock, **rest):  # type: ignore[no-untyped-def]
+        def at(*given):  # type: ignore[no-untyped-def]
+            last.extend(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+            return restore(*given)
+
+        monkeypatch.setattr(outcome, "_at", at)
+        return record(experiment, programs, checkpoints, run_dir, state, clock, **rest)
+
+    monkeypatch.setattr(loop, "finetune_record", recording)
+    root = tmp_path / "harmed"
+    run(tuned.tuned_experiment(base, Full(), lr=HARMFUL, steps=4), root)
+    assert tuned.final(root)["finetune"]["best_step"] < 4
+    assert last and all(last)
 
 
 def test_final_says_what_it_took(selected: Path) -> None:

@@ -16,8 +16,11 @@ from tuned_models import (
     trained,
 )
 
-from moejax.config import ConfigError
-from moejax.experts import ZeroCompute
+from configs import ladder, lm
+from configs.grids import bases
+from configs.grids import finetune as finetune_grid
+from moejax.config import ConfigError, override
+from moejax.experts import ZeroCompute, fine_grained
 from moejax.finetune.counts import matched, total_parameters, trainable_parameters
 from moejax.finetune.leaves import ROLES, flat, leaves_of
 from moejax.finetune.methods import ESFT, Full, LoRA, MultiLoRA, Partial
@@ -167,3 +170,21 @@ def test_partial_matches_by_layers_and_a_selection_has_no_size():
     assert trainable_parameters(Full(), config) == total_parameters(config)
     with pytest.raises(ConfigError, match="match: ESFT trains what it is told to"):
         matched(ESFT({"0": (0,)}), config, 100)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 4])
+def test_the_shipped_comparison_is_of_equal_sizes(cut):
+    """Low-rank methods against 1, 2 and 4 experts a layer of the bases of configs/grids."""
+    overrides = {one.method: one.overrides for one in finetune_grid.get_comparison().treatments}
+    model = lm.experiment(ladder.SIZES[bases.SIZE], "top_k").model
+    own = fine_grained(model.moe, cut)
+    changes = {"experts": own.experts, "widths.mean": own.widths.mean, "router.k": own.router.k}
+    config = override(model, {f"moe.{key}": value for key, value in changes.items()})
+    for experts in (1, 2, 4):
+        chosen = {str(layer): tuple(range(experts)) for layer in range(config.num_layers)}
+        wanted = trainable_parameters(ESFT(chosen), config)
+        for method in (LoRA(**overrides["lora"]), MultiLoRA(**overrides["multilora"])):
+            said = []
+            found = trainable_parameters(matched(method, config, wanted, said.append), config)
+            assert 0.85 < found / wanted < 1.15, (method, experts)
+            assert bool(said) == (abs(found / wanted - 1) > 0.1)

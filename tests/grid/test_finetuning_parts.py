@@ -8,7 +8,6 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from grid_files import REPOSITORY
@@ -71,7 +70,7 @@ def test_every_part_comes_after_what_it_needs_and_once(tmp_path):
     parts = parts_of(comparison(), bases, tmp_path / "out")
     assert len({part.name for part in parts}) == len(parts)
     assert len({part.product for part in parts}) == len(parts)
-    made: set[Path] = set()
+    made = {base / "config.json" for base in bases}
     for part in parts:
         assert made.issuperset(part.needs), part.name
         made.add(part.product)
@@ -93,13 +92,39 @@ def test_low_rank_methods_train_as_much_as_the_selection(tmp_path):
     lora, gate = parts["train m1-lora-law-s1"], parts["train m1-esft_gate-law-s1"]
     chosen = tmp_path / "out" / "selections" / "m1" / "law" / "esft_gate-p0.1.json"
     assert f"--config.match={chosen}" in lora.flags and f"--selection={chosen}" in gate.flags
-    assert lora.needs == gate.needs == (chosen,)
+    assert lora.needs == gate.needs == (chosen, base / "config.json")
     random = parts["train m1-esft_random-law-s1"]
     assert random.needs[0].name == "esft_random-p0.1-s1.json"
     select = next(part for part in parts.values() if part.product == random.needs[0])
     assert {"--random", "--seed=1", "--score=gate"} <= set(select.flags)
     free = parts_of(comparison(match=""), [base], tmp_path / "out")
     assert not any("match" in word for part in free for word in part.flags)
+
+
+def test_a_base_that_is_trained_anew_outdates_what_reads_it(tmp_path):
+    base = base_at(tmp_path)
+    final = base / "final.json"
+
+    def readers(need):
+        parts = parts_of(comparison(seeds=(0,)), [base], tmp_path / "out")
+        return {part.name for part in parts if need in part.needs}
+
+    parts = parts_of(comparison(seeds=(0,)), [base], tmp_path / "out")
+    own = {"score m1 law", "score m1 code", "experts m1 law", "experts m1 code"}
+    expected = own | {part.name for part in parts if part.kind == "train"}
+    assert readers(base / "config.json") == expected
+    final.write_text("{}")
+    assert readers(final) == expected and not readers(base / "config.json")
+    score = next(one for one in parts_of(comparison(), [base], tmp_path / "out"))
+    score.product.parent.mkdir()
+    score.product.write_text("{}")
+    (tmp_path / "out").mkdir()
+    record = Record(tmp_path / "out" / "parts.json")
+    record.add(score, time.time_ns(), 1.0)
+    os.utime(final, (time.time() - 5,) * 2)
+    assert record.done(score)
+    os.utime(final, (time.time() + 5,) * 2)
+    assert not record.done(score)
 
 
 def test_overrides_and_thresholds_are_in_the_command(tmp_path):

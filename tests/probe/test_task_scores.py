@@ -11,12 +11,14 @@ import pytest
 from moejax.config import ConfigError, read_json
 from moejax.data.tasks import open_task
 from moejax.data.tasks.encoding import encode_examples
+from moejax.finetune.methods import Full
 from moejax.probe import task_scores
 from moejax.probe.generation import Completion
 from moejax.probe.opened import Restored
 from moejax.probe.scoring import Scorer, Span
 from moejax.probe.task_scores import ScoreOptions, score_task, write_score
 from moejax.train.base import params_hash
+from moejax.train.tuning import FineTune
 
 LENGTH = 64
 
@@ -96,6 +98,7 @@ def test_general_loss_is_the_trainer_s_and_long_answers_are_cut(trained, restore
     assert found["general_loss"]["mean"] == pytest.approx(last["eval/loss"], abs=1e-5)
     assert found["general_tokens"] == last["eval/tokens"]
     assert found["cut"] > 0 and found["answer_tokens"] < 16 * found["examples"]
+    assert found["left_out"] == 0 and found["answer_bits_per_byte"] is None
 
 
 def test_general_documents_are_those_held_out(trained, record):
@@ -134,8 +137,19 @@ def test_hashes_tell_other_questions_windows_and_texts(trained, restored, asked,
     examples = asked.examples("test")
     assert record["task_hash"] == task_scores.task_hash(examples, record["template"], LENGTH)
     assert record["task_hash"] != task_scores.task_hash(examples, record["template"], LENGTH + 1)
-    assert record["base_hash"] == params_hash(restored.params)
+    assert record["base_hash"] == record["params_hash"] == params_hash(restored.params)
     assert record["method"] == "none"
+
+
+def test_a_tuned_run_tells_what_it_started_from_and_what_was_scored(trained, restored, asked):
+    finetune = FineTune(base_hash="of its base", method=Full())
+    tuned = dataclasses.replace(
+        trained, experiment=dataclasses.replace(trained.experiment, finetune=finetune)
+    )
+    options = ScoreOptions(length=LENGTH, general_tokens=16)
+    found = score_task(tuned, restored, asked, options)
+    assert (found["base_hash"], found["method"]) == ("of its base", "full")
+    assert found["params_hash"] == params_hash(restored.params)
 
 
 def test_generation_is_compared_to_the_letter(trained, restored, asked, monkeypatch):
@@ -191,6 +205,15 @@ def test_a_score_is_written_and_read_by_the_report(trained, record, asked, tmp_p
     assert np.isnan(score.exact_match)
     older = write_score(root, record | {"step": 2, "split": "validation"}, asked)
     assert older.name == f"{asked.name}-validation-2.json"
+
+
+def test_step_0_may_be_the_result(trained, record, asked, tmp_path):
+    """Nothing that was trained was better than the base."""
+    root = dataclasses.replace(trained, root=tmp_path)
+    object.__setattr__(root, "steps", lambda: [0, 4])
+    object.__setattr__(root, "result", lambda: 0)
+    names = [write_score(root, record | {"step": step}, asked).name for step in (0, 4)]
+    assert names == [f"{asked.name}.json", f"{asked.name}-4.json"]
 
 
 @pytest.mark.parametrize(

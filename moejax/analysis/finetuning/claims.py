@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from moejax.analysis import text
 from moejax.analysis.compare.noise import UNKNOWN as NO_NOISE
@@ -33,10 +33,15 @@ NOTES_TOLD = 6
 
 @dataclasses.dataclass(frozen=True)
 class Overall:
-    """A contrast on every task that both methods were tried on; `mean` is over tasks."""
+    """A contrast on every task that both methods were tried on; `mean` is over tasks.
+
+    `mine` and `theirs` are names of the methods with the configurations that are compared.
+    """
 
     each: tuple[Contrast, ...]
     mean: Mean
+    mine: str
+    theirs: str
 
     @property
     def verdict(self) -> str:
@@ -55,26 +60,48 @@ class Overall:
 
 def overall(study: Study, base: Base, method: str, other: str, what: str) -> Overall | None:
     """Both methods on all tasks of a base that they share; None where there is none."""
-    found = []
+    found: list[Contrast] = []
+    cells: list[tuple[Cell, Cell]] = []
     for task in study.tasks:
         mine, theirs = (main_cell(study, base, task, one) for one in (method, other))
         if mine is not None and theirs is not None:
             contrast = study.contrast(mine, theirs, what)
-            found += [contrast] if math.isfinite(contrast.documents.mean) else []
+            if math.isfinite(contrast.documents.mean):
+                found.append(contrast)
+                cells.append((mine, theirs))
     if not found:
         return None
-    return Overall(tuple(found), mean_of([one.documents.mean for one in found]))
+    names = (_configuration(side) for side in zip(*cells, strict=True))
+    return Overall(tuple(found), mean_of([one.documents.mean for one in found]), *names)
+
+
+def _configuration(cells: Sequence[Cell]) -> str:
+    """The method of cells of several tasks, with what tells its configurations apart."""
+    names = {cell.name for cell in cells}
+    if len(names) == 1:
+        return names.pop()
+    method = cells[0].method
+    told = (f"{cell.task} {cell.name.removeprefix(method)[2:-1]}" for cell in cells)
+    return f"{method} ({'; '.join(told)})"
 
 
 def main_cell(study: Study, base: Base, task: str, method: str) -> Cell | None:
-    """Of several configurations of a method the one at the published p, else the first."""
+    """Of several configurations of a method the one with the lowest loss on the validation split,
+    mean over seeds, of those at the published p where there are any."""
     cells = [
         cell
         for cell in study.cells
         if cell.base is base and (cell.task, cell.method) == (task, method)
     ]
     usual = [cell for cell in cells if cell.runs[0].tuned.p == DEFAULT_P.get(method)]
-    return next(iter([*usual, *cells]), None)
+    return min(usual or cells, key=_validation_loss, default=None)
+
+
+def _validation_loss(cell: Cell) -> float:
+    """Mean over seeds; infinite where a run does not tell."""
+    losses = [one.tuned.best_loss for one in cell.runs]
+    mean = sum(losses) / len(losses)
+    return mean if math.isfinite(mean) else math.inf
 
 
 def claims(study: Study) -> list[Claim]:
@@ -93,7 +120,8 @@ def _contrast(study: Study, base: Base, method: str, other: str, what: str) -> C
     if all_tasks is None:
         return None
     on = f"From {base.name}, " if len(study.bases) > 1 else ""
-    claim = f"{on}{method} {WORDS[what]} {other}{_sizes(study, base, method, other)}."
+    sizes = _sizes(study, base, method, other)
+    claim = f"{on}{all_tasks.mine} {WORDS[what]} {all_tasks.theirs}{sizes}."
     parts = [
         f"{one.task} {_signed(one.documents.mean)} "
         f"[{_signed(one.documents.low)}, {_signed(one.documents.high)}]"
@@ -132,11 +160,12 @@ def _granularity(study: Study) -> list[Claim]:
     for base in study.bases:
         both = overall(study, base, "esft_gate", "full", TASK)
         if both is not None and math.isfinite(base.active):
-            found.append((base, {one.task: one.documents.mean for one in both.each}))
-    found.sort(key=lambda pair: pair[0].active)
+            gap_of = {one.task: one.documents.mean for one in both.each}
+            found.append((base, gap_of, f"{both.mine} less {both.theirs} from {base.name}"))
+    found.sort(key=lambda one: one[0].active)
     if len(found) < 2 or found[0][0].active == found[-1][0].active:
         return []
-    (coarse, first), (fine, last) = found[0], found[-1]
+    (coarse, first, first_name), (fine, last, last_name) = found[0], found[-1]
     gaps = [last[task] - first[task] for task in last if task in first]
     if not gaps:
         return []
@@ -146,7 +175,7 @@ def _granularity(study: Study) -> list[Claim]:
         "closer to full fine-tuning, or further ahead of it."
     )
     because = (
-        f"Task loss of esft_gate less full's, {fine.name} minus {coarse.name}: mean "
+        f"Task loss of {last_name}, minus {first_name}: mean "
         f"{_signed(mean.mean)} ± {text.fixed(mean.half_width, 4)} over "
         f"{text.count(mean.n, 'task')}"
     )

@@ -36,7 +36,8 @@ class Score:
     Attributes:
       path: the file.
       step: of the checkpoint.
-      base_hash: what the run's parameters started from; "" of a base itself, or not known.
+      params_hash: of the parameters that were scored; "": not known.
+      base_hash: what the run's parameters started from, of a base what they are; "": not known.
       task, task_hash, split: the text; equal hashes and splits are the same examples.
       examples, documents: how many.
       answer_loss: nats per answer token.
@@ -49,6 +50,7 @@ class Score:
 
     path: Path
     step: int
+    params_hash: str
     base_hash: str
     task: str
     task_hash: str
@@ -89,6 +91,7 @@ def read_score(path: str | os.PathLike[str]) -> Score:
     return Score(
         path=path,
         step=count(path, record, "step"),
+        params_hash=string(record.get("params_hash")),
         base_hash=string(record.get("base_hash")),
         task=string(record.get("task")),
         task_hash=string(record.get("task_hash")),

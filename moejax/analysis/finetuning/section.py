@@ -13,8 +13,8 @@ from moejax.analysis.page.sections import caption, link, section
 KEY = "finetuning-table"
 HEADS = (
     "Base", "Task", "Method", "Seeds", "Task loss, change", "± documents", "± seeds",
-    "General loss, change", "± documents", "± seeds", "Accuracy", "Trained", "Of all", "Stored",
-    "Optimizer", "Step memory", "Step time",
+    "General loss, change", "± documents", "± seeds", "Accuracy", "Rank", "Trained", "Of all",
+    "Stored", "Optimizer", "Step memory", "Step time",
 )  # fmt: skip
 CAPTION = (
     "Fine-tuned models against their base: changes in nats per token on the task's test split and "
@@ -37,7 +37,8 @@ def table_section(study: Study) -> Html | None:
         KEY,
         "Fine-tuned models",
         caption(
-            f"{CAPTION} Of all: trained parameters over all of them. Stored: the adapter. Step "
+            f"{CAPTION} Rank: of low-rank updates, of MultiLoRA modules times rank. Of all: "
+            "trained parameters over all of them. Stored: the adapter. Step "
             "memory: arguments and temporaries of the compiled train step."
         ),
         el("div", tables.table(header, body, "Fine-tuned models"), cls="wrap"),
@@ -57,6 +58,7 @@ def _row(cell: Cell) -> Sequence[object]:
         *_shown(cell.effect(TASK)),
         *_shown(cell.effect(GENERAL)),
         text.percent(sum(accuracy) / len(accuracy)),
+        _rank(cell),
         text.short(trained),
         text.percent(trained / total) if total else text.MISSING,
         text.unit(cell.median("stored"), "B"),
@@ -64,6 +66,16 @@ def _row(cell: Cell) -> Sequence[object]:
         text.unit(cell.median("step_bytes"), "B"),
         text.unit(seconds * 1000, "ms") if seconds < 1 else text.duration(seconds),
     )
+
+
+def _rank(cell: Cell) -> str:
+    config = cell.runs[0].tuned.view.run.config
+    rank, modules = (
+        config.number("config", "finetune", "method", name) for name in ("rank", "modules")
+    )
+    if not rank >= 1:
+        return text.MISSING
+    return f"{modules:.0f}×{rank:.0f}" if modules > 1 else f"{rank:.0f}"
 
 
 def _shown(effect: Effect) -> tuple[str, str, str]:

@@ -241,7 +241,8 @@ def _bases(
         own = [
             score
             for score in (scores[view.name] if view is not None else [])
-            if score.step == one.base_step and score.base_hash in ("", one.base_hash)
+            if score.step == one.base_step
+            and (score.params_hash or score.base_hash) in ("", one.base_hash)
         ]
         name = view.name if view is not None else Path(one.base).name or one.base_hash[:10]
         # A fine-tuning has the shape of its base: either tells how many experts a token uses.

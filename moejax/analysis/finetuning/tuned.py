@@ -39,7 +39,7 @@ class Tuned:
       stored: bytes of the adapter.
       optimizer_bytes, step_bytes: memory of the optimizer's state, and of the train step.
       step_seconds: median.
-      best_step: the checkpoint that counts.
+      best_step: the checkpoint that counts; `best_loss`: its loss on the validation split.
     """
 
     view: View
@@ -60,6 +60,7 @@ class Tuned:
     step_bytes: float
     step_seconds: float
     best_step: float
+    best_loss: float
 
     @property
     def name(self) -> str:
@@ -106,6 +107,7 @@ def tuned(view: View) -> Tuned | None:
         step_bytes=final.number("step_bytes"),
         step_seconds=final.number("step_seconds"),
         best_step=final.number("best_step"),
+        best_loss=final.number("best_loss"),
     )
 
 

@@ -139,13 +139,14 @@ class _Plan:
     def of_base(self, base: Path) -> Iterator[Part]:
         """Its own scores, those of its experts, and their overlap."""
         summaries = []
+        needs = (_trained(base),)
         for spec, task in self.tasks.items():
-            yield self._score(base, spec, f"score {base.name} {task}", ())
+            yield self._score(base, spec, f"score {base.name} {task}", needs)
             summary = base / "esft" / task / "summary.json"
             summaries.append(summary)
             words = (f"--run={base}", f"--task={spec}", *self._sampling())
             name = f"experts {base.name} {task}"
-            yield Part(name, "experts", "tools.esft", ("score", *words), summary)
+            yield Part(name, "experts", "tools.esft", ("score", *words), summary, needs)
         if len(summaries) > 1:
             flags = ("overlap", *(f"--summary={path}" for path in summaries))
             product = base / "esft" / "overlap.json"
@@ -156,19 +157,19 @@ class _Plan:
         """Selection, training, score, spectrum."""
         task = self.tasks[spec]
         run = self.places.run(base, task, treatment, seed)
-        needs: tuple[Path, ...] = ()
+        needs: tuple[Path, ...] = (_trained(base),)
         given = [f"method={treatment.method}"]
         flags = [flag("task", spec)]
         if treatment.selects:
             select = self._select(base, task, treatment.method, treatment.threshold, seed)
             yield select
-            needs = (select.product,)
+            needs = (select.product, *needs)
             flags.append(f"--selection={select.product}")
         elif treatment.sized and self.comparison.match:
             method = self.comparison.match
             select = self._select(base, task, method, DEFAULT_P[ESFTS[method]], seed)
             yield select
-            needs = (select.product,)
+            needs = (select.product, *needs)
             flags.append(flag("match", str(select.product)))
         given += [self.arguments] if self.arguments else []
         changes = {**self.comparison.overrides, **treatment.overrides, "seed": seed}
@@ -211,6 +212,12 @@ class _Plan:
 
     def _sampling(self) -> tuple[str, ...]:
         return f"--samples={self.comparison.samples}", f"--length={self.comparison.length}"
+
+
+def _trained(base: Path) -> Path:
+    """The file of a base that is written anew when it is trained anew."""
+    final = base / "final.json"
+    return final if final.exists() else base / "config.json"
 
 
 def _report(places: Places, bases: Sequence[Path], parts: Sequence[Part]) -> Part:

@@ -16,8 +16,9 @@ TITLE = "Spectrum of the change"
 CAPTION = (
     "Singular values of the change of each matrix. Cumulative: the share of its squared Frobenius "
     "norm in the largest ones, mean over matrices, the band from the 10th to the 90th percentile. "
-    "A flatter curve spreads the change over more directions, as MultiLoRA is meant to; compare at "
-    "equal rank, which alone bounds how many there can be."
+    "A flatter curve spreads the change over more directions, as MultiLoRA is meant to. A change "
+    "of rank R (of MultiLoRA: modules times rank; both are in the table) has at most R directions "
+    "and at least 1/R of its norm in the first: ranks bound the shares, so compare with them."
 )
 HEADER: Row = (
     "base", "task", "method", "run", "matrix", "layer", "expert", "rank", "share_top1",
