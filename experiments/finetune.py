@@ -33,11 +33,11 @@ from moejax.config import ConfigError, build
 from moejax.finetune.base import Base, open_base
 from moejax.finetune.recipe import Recipe, experiment_of
 from moejax.finetune.selecting import selection_for
-from moejax.sharding import distributed
 from moejax.train import Experiment, run, rundir
 from moejax.train.base import experiment_at
 from moejax.train.cli import enable_compile_cache, launch
 from moejax.train.knob_table import knob_table
+from moejax.train.process_flags import define_process_flags, start_processes
 from moejax.train.progress import Progress, make_progress
 from moejax.train.votes import on_first
 
@@ -58,19 +58,7 @@ _IMPORT = flags.DEFINE_multi_string(
 _SHOW = flags.DEFINE_bool(
     "show", False, "Print every knob of the resolved config with its meaning, and train nothing."
 )
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "HOST:PORT of process 0, for one of several processes of a run."
-)
-_PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes the run has.")
-_PROCESS = flags.DEFINE_integer("process", -1, "Number of this one, from 0.")
-_START = flags.DEFINE_integer(
-    "start_seconds", distributed.START_SECONDS, "How long to wait for the other processes."
-)
-_HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds",
-    distributed.HEARTBEAT_SECONDS,
-    "A process that is silent for so long is dead, and the others end.",
-)
+define_process_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -81,13 +69,7 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is not None and not _INIT.value:
         raise ConfigError("--init: the run directory of the base is required, e.g. runs/base")
     recipe = None if _CONFIG.value is None else build(Recipe, _CONFIG.value)
-    distributed.start(
-        _COORDINATOR.value,
-        _PROCESSES.value,
-        _PROCESS.value,
-        start_seconds=_START.value,
-        heartbeat_seconds=_HEARTBEAT.value,
-    )
+    start_processes()
     first = jax.process_index() == 0
     if recipe is None:
         workdir = Path(os.path.expanduser(_WORKDIR.value))

@@ -30,10 +30,10 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from moejax.config import ConfigError, build, read_json
-from moejax.sharding import distributed
 from moejax.train import Experiment, run
 from moejax.train.cli import enable_compile_cache, launch
 from moejax.train.knob_table import knob_table
+from moejax.train.process_flags import define_process_flags, start_processes
 from moejax.train.profile import parse_steps
 from moejax.train.progress import Progress, make_progress
 from moejax.train.rundir import check_format
@@ -51,19 +51,7 @@ _PROFILE = flags.DEFINE_string(
 _SHOW = flags.DEFINE_bool(
     "show", False, "Print every knob of the resolved config with its meaning, and train nothing."
 )
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "HOST:PORT of process 0, for one of several processes of a run."
-)
-_PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes the run has.")
-_PROCESS = flags.DEFINE_integer("process", -1, "Number of this one, from 0.")
-_START = flags.DEFINE_integer(
-    "start_seconds", distributed.START_SECONDS, "How long to wait for the other processes."
-)
-_HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds",
-    distributed.HEARTBEAT_SECONDS,
-    "A process that is silent for so long is dead, and the others end.",
-)
+define_process_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -76,13 +64,7 @@ def main(argv: list[str]) -> None:
     profile = parse_steps(_PROFILE.value)
     if not _WORKDIR.value:
         raise ConfigError("--workdir: is required, e.g. --workdir=runs/first")
-    distributed.start(
-        _COORDINATOR.value,
-        _PROCESSES.value,
-        _PROCESS.value,
-        start_seconds=_START.value,
-        heartbeat_seconds=_HEARTBEAT.value,
-    )
+    start_processes()
     enable_compile_cache(experiment.data.cache_path / "xla")
     first = jax.process_index() == 0
     progress = make_progress(experiment.log.console_seconds) if first else Progress()

@@ -78,11 +78,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         _end(f"error: {error}", EXIT_USAGE)
 
 
+SHARED = "moejax.train.process_flags"
+"""Defines the flags of programs that several processes may run together."""
+
+
 def usage() -> str:
-    """The program's docstring and its own flags."""
+    """The program's docstring, its own flags, and those of several processes where it has them."""
     main = sys.modules["__main__"]
     rows = flags.FLAGS.flags_by_module_dict().get(sys.argv[0], [])
     rows = rows or flags.FLAGS.get_flags_for_module(main)
+    rows = [*rows, *flags.FLAGS.get_flags_for_module(SHARED)]
     lines = [f"  --{flag.name}: {' '.join(flag.help.split())}" for flag in rows]
     return "\n".join([(main.__doc__ or "").strip(), "", "flags:", *lines])
 

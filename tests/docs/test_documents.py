@@ -134,6 +134,8 @@ def test_programs_and_their_flags_exist(path):
         files = [source]
         if module == "tools.convert":  # each command defines its own
             files += (REPOSITORY / "tools" / "conversions").glob("*.py")
+        if "define_process_flags()" in source.read_text():
+            files.append(REPOSITORY / "moejax" / "train" / "process_flags.py")
         text = "".join(file.read_text() for file in files)
         flags = set(re.findall(r'DEFINE_\w+\(\s*"([\w-]+)"', text)) | {"help"}
         if module == "tools.prepare":  # it makes a flag of every knob of the data

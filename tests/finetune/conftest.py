@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,17 @@ def tuned_selected(tuned_base: Path, tmp_path_factory: pytest.TempPathFactory) -
         tuned.on_a_laptop(patch)
         run(tuned.tuned_experiment(tuned_base, ESFT(tuned.CHOSEN), lr=0.1), root)
     return root
+
+
+@pytest.fixture(scope="module")
+def laptop() -> Iterator[None]:
+    """The trainer on the devices of a laptop."""
+    with pytest.MonkeyPatch.context() as patch:
+        tuned.on_a_laptop(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tuned_base: Path) -> Path:
+    """The tiny trained base; modules with a base of their own say so."""
+    return tuned_base

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,7 @@ from moejax.train.shapes import on_mesh
 
 CHOSEN = {str(tuned.MOE): (0, 6)}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def laptop() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        tuned.on_a_laptop(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tuned_base: Path) -> Path:
-    return tuned_base
+pytestmark = pytest.mark.usefixtures("laptop")
 
 
 @pytest.fixture(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -27,17 +26,7 @@ from moejax.train.shapes import state_layout
 HARMFUL = 0.5
 CHOSEN = tuned.CHOSEN
 
-
-@pytest.fixture(scope="module", autouse=True)
-def laptop() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        tuned.on_a_laptop(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tuned_base: Path) -> Path:
-    return tuned_base
+pytestmark = pytest.mark.usefixtures("laptop")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,7 @@ from moejax.train import run
 
 RANK, ALPHA = 2, 6.0
 
-
-@pytest.fixture(scope="module", autouse=True)
-def laptop() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        tuned.on_a_laptop(patch)
-        yield
-
-
-@pytest.fixture(scope="module")
-def base(tuned_base: Path) -> Path:
-    return tuned_base
+pytestmark = pytest.mark.usefixtures("laptop")
 
 
 def test_esft_merges_bit_for_bit(base: Path, tuned_selected: Path, tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_one_clear_line_and_exit_code_2(answers: dict[str, Answer], name: str) -
 
 def test_help_is_useful(answers: dict[str, Answer]) -> None:
     code, out, _ = answers["help"]
+    assert "--coordinator: " in out and "--heartbeat_seconds: " in out
     assert code == 0
     for word in ("usage:", "examples:", "--config", "--workdir", "--profile", "Exit codes"):
         assert word in out
