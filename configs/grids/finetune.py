@@ -3,7 +3,8 @@
 Seven methods on three tasks, two seeds; LoRA, MultiLoRA and the top layers train as many parameters
 as ESFT-Gate's selection, or as near as their sizes allow. `full` (everything) and `esft_random` (as
 many experts, drawn at random) are what the others are held against. `finetune:p` has thresholds of
-the selection instead, and `finetune:smoke` is for seconds.
+the selection instead, `finetune:rates` learning rates of each method, and `finetune:smoke` is for
+seconds.
 
     python -m experiments.finetune_study --grid=finetune --base=runs/bases/RUN --out=runs/finetune
 """
@@ -24,11 +25,19 @@ THRESHOLDS = {
     "esft_gate": (0.025, 0.05, 0.1, 0.2, 0.3),
     "esft_token": (0.1, 0.2, 0.4, 0.6),
 }
-NAMES = ("methods", "p", "smoke")
+RATES = {
+    "full": (3e-4, 1e-3, 3e-3),
+    "partial": (1e-3, 3e-3, 1e-2),
+    "lora": (2e-3, 6e-3, 2e-2),
+    "multilora": (2e-3, 6e-3, 2e-2),
+    "esft_gate": (1e-3, 3e-3, 1e-2),
+}
+NAMES = ("methods", "p", "rates", "smoke")
 
 
 def get_comparison(arg: str | None = None) -> Comparison:
-    """7 methods x 3 tasks x 2 seeds; `p`: 9 selections; `smoke`: 3 methods, 2 tasks, 1 seed."""
+    """7 methods x 3 tasks x 2 seeds; `p`: 9 selections; `rates`: 5 methods at 3 rates, 1 seed;
+    `smoke`: 3 methods, 2 tasks, 1 seed."""
     name = arg or NAMES[0]
     if name not in NAMES:
         raise ConfigError(f"finetune:{name}: known: {', '.join(NAMES)}{nearest(name, NAMES)}")
@@ -39,7 +48,15 @@ def get_comparison(arg: str | None = None) -> Comparison:
     if name == "p":
         curve = [Treatment(method, p) for method, many in THRESHOLDS.items() for p in many]
         return Comparison(TASKS, (Treatment("full"), *curve))
+    if name == "rates":
+        tried = [_at_rate(own, rate) for own in methods for rate in RATES.get(own.method, ())]
+        return Comparison(TASKS, tried, seeds=(0,))
     if name == "smoke":
         small = tuple(one for one in methods if one.method in ("full", "lora", "esft_gate"))
         return Comparison(TASKS[:2], small, seeds=(0,), samples=4, length=128)
     return Comparison(TASKS, methods)
+
+
+def _at_rate(own: Treatment, rate: float) -> Treatment:
+    overrides = {**own.overrides, "optimizer.lr": rate}
+    return Treatment(own.method, overrides=overrides, name=f"{own.method}-{rate:g}")

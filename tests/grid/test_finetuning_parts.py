@@ -204,6 +204,10 @@ def test_the_shipped_comparison_has_methods_tasks_and_seeds():
     assert "finetune" in shipped_names("get_comparison") and "finetune" not in shipped_names()
     curve = load_comparison("finetune:p").treatments
     assert len({one.p for one in curve if one.method == "esft_gate"}) > 3
+    rates = load_comparison("finetune:rates").treatments
+    for method in ("full", "esft_gate", "lora"):
+        tried = [one.overrides["optimizer.lr"] for one in rates if one.method == method]
+        assert len(set(tried)) == len(tried) >= 3
     text = ast.get_docstring(ast.parse((REPOSITORY / "configs/grids/finetune.py").read_text()))
     assert "python -m experiments.finetune_study --grid=finetune --base=" in text
 
