@@ -46,7 +46,6 @@ from moejax.finetune.selection import DEFAULT_P, check_selection
 from moejax.finetune.tables import groups_table, overlap_table
 from moejax.probe import open_run
 from moejax.probe.opened import run_steps
-from moejax.train.base import hash_on_mesh
 from moejax.train.cli import enable_compile_cache, launch
 
 _DEFAULT = Sampling()
@@ -116,7 +115,7 @@ def select() -> None:
         origin = chosen.origin
         scored = origin.step if origin.base_hash and origin.step in run.steps() else None
         restored = run.restore(scored, _say)
-        here = hash_on_mesh(restored.params, run.model, run.mesh)
+        here = run.params_hash(restored.step)
         check_selection(chosen, run.model, here, "--summary")
     words = ["expert_config", _SCORE.value, f"{p:g}", *([f"random{seed}"] if _RANDOM.value else [])]
     path = _out("_".join(words) + ".json" if len(several) == 1 else "")

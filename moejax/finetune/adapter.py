@@ -21,7 +21,6 @@ from moejax.config.knobs import knob
 from moejax.interop.safetensors import NAMES, SafetensorsFile, write_safetensors
 from moejax.models import Transformer
 from moejax.probe.opened import OpenedRun, Restored, Say
-from moejax.train.base import hash_on_mesh
 from moejax.train.layout import make_layout
 from moejax.train.shapes import on_mesh
 from moejax.train.tuning import METHODS, Arrays, Method, Tuning, count
@@ -165,7 +164,7 @@ def require_base(
     if step is None and adapter.base_step in run.steps():
         step = adapter.base_step
     base = run.restore(step, say)
-    found = hash_on_mesh(base.params, run.model, run.mesh)
+    found = run.params_hash(base.step)
     if found != adapter.base_hash:
         theirs = f"step {adapter.base_step} of {adapter.record['base'].get('run')}"
         raise ConfigError(

@@ -5,15 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from moejax.config import ConfigError
 from moejax.models import Transformer
 from moejax.probe.opened import OpenedRun
 from moejax.train import Experiment
-from moejax.train.base import experiment_at, hash_on_mesh, leaves_hash, params_hash
-from moejax.train.checkpoint import DamagedError
-from moejax.train.errors import StorageError
-
-__all__ = ["Base", "open_base", "params_hash"]
+from moejax.train.base import experiment_at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +18,7 @@ class Base:
     Attributes:
       run: it, opened on one device.
       step: the checkpoint.
-      hash: of its parameters (`params_hash`).
+      hash: of its parameters (`OpenedRun.params_hash`).
     """
 
     run: OpenedRun
@@ -54,18 +49,4 @@ def open_base(root: Path, step: int | None = None) -> Base:
         result = run.result()
         step = result if result in run.steps() else run.steps()[-1]
     assert step is not None
-    if experiment.finetune is not None:  # its parameters are not what its checkpoint holds
-        return Base(run, step, hash_on_mesh(run.restore(step).params, run.model, None))
-    try:
-        leaves = run.described(step)
-    except DamagedError as damage:
-        raise StorageError(f"{root}: checkpoint of step {step}: {damage}") from damage
-    prefix = "trainable."
-    params = {
-        name.removeprefix(prefix).replace(".", "/"): leaf
-        for name, leaf in leaves.items()
-        if name.startswith(prefix)
-    }
-    if not params:
-        raise ConfigError(f"{root}: its checkpoint of step {step} holds no parameters")
-    return Base(run, step, leaves_hash(params))
+    return Base(run, step, run.params_hash(step))

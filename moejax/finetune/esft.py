@@ -34,7 +34,6 @@ from moejax.finetune.selection import (
 from moejax.models import Transformer
 from moejax.probe.opened import OpenedRun, Restored, Say
 from moejax.surgery.layers import take_layers
-from moejax.train.base import hash_on_mesh
 
 FORMAT_VERSION = 1
 FOLDER = "esft"
@@ -69,7 +68,7 @@ def score_run(
       ConfigError: as `measure`.
     """
     path = out or run.root / FOLDER / documents.name / SUMMARY
-    base_hash = hash_on_mesh(restored.params, run.model, run.mesh)
+    base_hash = run.params_hash(restored.step)
     found = measure(run, restored, documents, sampling, base_hash, say, each)
     write_summary(path, found.scores)
     columns = router_columns(run.model, restored.params)

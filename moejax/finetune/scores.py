@@ -34,7 +34,7 @@ class Origin:
     """Where scores come from; what is not known is empty or 0.
 
     Attributes:
-      base_hash: of the parameters that were scored (`moejax.finetune.base.params_hash`).
+      base_hash: of the parameters that were scored (`moejax.train.base.checkpoint_hash`).
       run, step: the checkpoint.
       task: the text, as it was asked for.
       tokens: how many were counted, in `samples` windows of `length`.

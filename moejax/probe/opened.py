@@ -18,6 +18,7 @@ from moejax.experts.exchange.sharded import Parallel
 from moejax.models import Transformer
 from moejax.sharding import MeshConfig, make_mesh, mesh_devices
 from moejax.train import Experiment, StorageError
+from moejax.train.base import checkpoint_hash
 from moejax.train.checkpoint import CheckpointReader, DamagedError
 from moejax.train.rundir import RunDir, check_format
 from moejax.train.shapes import assembled, state_layout
@@ -128,9 +129,13 @@ class OpenedRun:
             ) from damage
         return state
 
-    def described(self, step: int) -> dict[str, dict[str, Any]]:
-        """Shape, dtype and digest of a checkpoint's arrays (`CheckpointReader.described`)."""
-        return self._checkpoints.described(step)
+    def params_hash(self, step: int) -> str:
+        """Of the parameters of a checkpoint, the same on every mesh (`train.base.checkpoint_hash`).
+
+        Raises:
+          StorageError: the checkpoint is damaged.
+        """
+        return checkpoint_hash(self._checkpoints, step, self.experiment.finetune)
 
     def result(self) -> int | None:
         """The step that a finished fine-tuning keeps as its result; None: the newest."""

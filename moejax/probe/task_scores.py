@@ -32,7 +32,6 @@ from moejax.probe.generation import Generator, Request, Sampling
 from moejax.probe.interventions.clusters import clustered_mean
 from moejax.probe.opened import OpenedRun, Restored
 from moejax.probe.program import predictions
-from moejax.train.base import hash_on_mesh
 from moejax.train.rundir import check_format
 
 Tree = dict[str, Any]
@@ -149,7 +148,7 @@ def score_task(
     finetune = run.experiment.finetune
     nats = float(by_example.nats_D.sum())
     whole = not (packing.cut or packing.left_out)
-    own_hash = hash_on_mesh(restored.params, run.model, run.mesh)
+    own_hash = run.params_hash(restored.step)
     return {
         "format_version": FORMAT_VERSION,
         "run": str(run.root),

@@ -7,19 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from moejax.config.compose import build, diff, format_diff, to_plain
 from moejax.config.files import read_json
 from moejax.config.knobs import ConfigError
 from moejax.train.checkpoint import CheckpointReader, DamagedError
-from moejax.train.digest import digests
 from moejax.train.errors import StorageError
 from moejax.train.experiment import Experiment
-from moejax.train.layout import make_layout
 from moejax.train.rundir import RunDir, check_format
-from moejax.train.shapes import assembled, on_mesh, state_layout
+from moejax.train.shapes import assembled, state_layout
 from moejax.train.state import Tree
 from moejax.train.store import open_store
 from moejax.train.tuning import FineTune, plan_tuning
@@ -50,14 +47,13 @@ def read_base(
         state, _ = reader.restore(step)
     except DamagedError as damage:
         raise StorageError(f"{root}: checkpoint of step {step}: {damage}") from damage
-    params = assembled(tuning, state, model, mesh)
-    found = hash_on_mesh(params, model, mesh)
+    found = checkpoint_hash(reader, step, theirs.finetune)
     if found != finetune.base_hash:
         raise ConfigError(
             f"{root}: its parameters at step {step} have the hash {found}, and config.finetune."
             f"base_hash={finetune.base_hash!r}: it is not the base that this run was made for"
         )
-    return params, state.router_state
+    return assembled(tuning, state, model, mesh), state.router_state
 
 
 def require_base(finetune: FineTune, experiment: Experiment) -> Experiment:
@@ -92,30 +88,34 @@ def experiment_at(root: Path) -> Experiment:
     return build(Experiment, on_first(read), f"{root}/config.json: config")
 
 
-def hash_on_mesh(params: Tree, model: Any, mesh: Mesh | None) -> str:
-    """`params_hash` of parameters as a model holds them: the same on every mesh."""
-    if mesh is not None:
-        abstract = on_mesh(jax.eval_shape(lambda: params), mesh)
-        params = make_layout(abstract, model.placements(), mesh).store(params)
-    return params_hash(params)
+def checkpoint_hash(reader: CheckpointReader, step: int, finetune: FineTune | None) -> str:
+    """16 hexadecimal digits for the parameters that a checkpoint stands for; its header is read.
 
+    They are of names, shapes and bits in config order, so that they are the same on every mesh; of
+    a fine-tuned run, of what it trained, its method and its base's hash: whole parameters of
+    low-rank updates come out of matrix products, whose last bits do depend on the mesh.
 
-def params_hash(params: Tree) -> str:
-    """16 hexadecimal digits for a tree of parameters in config order: names, shapes, bits."""
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    Raises:
+      StorageError: the header cannot be read, or tells of no parameters.
+    """
+    try:
+        leaves = reader.described(step)
+    except DamagedError as damage:
+        raise StorageError(f"{reader.place}: checkpoint of step {step}: {damage}") from damage
+    prefix = "trainable."
+    trained = {
+        name.removeprefix(prefix).replace(".", "/"): leaf
+        for name, leaf in leaves.items()
+        if name.startswith(prefix)
     }
-    found = digests(list(leaves.values()))
-    return leaves_hash(
-        {
-            name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "digest": digest}
-            for (name, leaf), digest in zip(leaves.items(), found, strict=True)
-        }
-    )
+    if not trained:
+        raise StorageError(f"{reader.place}: checkpoint of step {step}: holds no parameters")
+    if finetune is None:
+        return _hash(trained)
+    plain = to_plain(finetune)
+    return _hash({"": {"base": plain["base_hash"], "method": plain["method"]}, **trained})
 
 
-def leaves_hash(leaves: dict[str, dict[str, Any]]) -> str:
-    """`params_hash` from what a checkpoint's header says of its arrays."""
+def _hash(leaves: dict[str, dict[str, Any]]) -> str:
     text = json.dumps(leaves, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -58,6 +58,11 @@ class CheckpointReader:
         self._directory = _absolute(directory)
         self._layout = layout
 
+    @property
+    def place(self) -> epath.Path:
+        """Where they are."""
+        return self._directory
+
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first.
 

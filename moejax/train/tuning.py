@@ -90,7 +90,7 @@ Arrays = dict[str, np.ndarray]
 class FineTune:
     """What a run starts from, which part of it is trained, and when it stops."""
 
-    base_hash: str = knob(doc="of the base's parameters (`moejax.finetune.base.params_hash`)")
+    base_hash: str = knob(doc="of the base's parameters (`moejax.train.base.checkpoint_hash`)")
     method: Any = knob(registry=METHODS, doc="what is trained")
     base: str = knob("", doc="run directory of the base; may move: its hash is what counts")
     base_step: int = knob(0, unit="steps", doc="checkpoint of the base", low=0)

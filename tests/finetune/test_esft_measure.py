@@ -20,7 +20,6 @@ from moejax.finetune.scores import average_gate, selection_ratio
 from moejax.models import Transformer
 from moejax.models.block import Tokens
 from moejax.probe import OpenedRun, open_run
-from moejax.train.base import hash_on_mesh
 
 SAMPLES = 6  # of a batch of four rows: the second is padded
 
@@ -213,7 +212,7 @@ def test_a_scored_run_has_a_summary_and_an_analysis(
     )  # fmt: skip
     scores = read_summary(path)
     assert scores.gate == measured.scores.gate and scores.token == measured.scores.token
-    assert scores.origin.base_hash == hash_on_mesh(restored.params, run.model, run.mesh)
+    assert scores.origin.base_hash == run.params_hash(restored.step)
     assert scores.origin.run == str(run.root) and scores.origin.task == "validation"
     assert len(said) == 1 and "192 tokens (6 x 32) of validation" in said[0]
     rows = read_expert_weights(tmp_path / f"expert_weights_{TOP_K}.txt")

@@ -11,15 +11,18 @@ import jax
 import numpy as np
 import pytest
 import tuned_runs as tuned
+from array_hash import hash_of_arrays
 
 from configs.lm import get_config
 from moejax.config import ConfigError, build, override, to_plain
-from moejax.finetune.base import open_base, params_hash
-from moejax.finetune.methods import ESFT, Full, Partial
+from moejax.finetune.base import open_base
+from moejax.finetune.methods import ESFT, Full, LoRA, Partial
 from moejax.probe import open_run
-from moejax.train import Experiment, loop, outcome, run
+from moejax.sharding import MeshConfig, mesh
+from moejax.train import Experiment, loop, outcome, run, session
 from moejax.train.checkpoint import CheckpointReader
 from moejax.train.clock import Best, Clock
+from moejax.train.programs import compile_programs
 from moejax.train.rundir import identity_hash
 from moejax.train.shapes import state_layout
 
@@ -74,7 +77,7 @@ def test_a_base_that_moved_is_the_same_run(base: Path) -> None:
 def test_the_header_of_a_checkpoint_gives_the_hash_of_its_parameters(base: Path) -> None:
     found = open_base(base)
     assert found.step == 4
-    assert found.hash == params_hash(open_run(base).restore(4).params)
+    assert found.hash == hash_of_arrays(open_run(base).restore(4).params)
 
 
 def test_only_the_chosen_experts_change(base: Path, selected: Path) -> None:
@@ -197,17 +200,37 @@ def test_a_killed_finetuning_resumes_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_finetuned_run_is_a_base_itself(selected: Path, tmp_path: Path) -> None:
+def test_a_finetuned_run_is_a_base_itself(base: Path, selected: Path, tmp_path: Path) -> None:
     found = open_base(selected)
     whole = open_run(selected).restore()
     assert found.step == whole.step
-    assert found.hash == params_hash(whole.params)
+    assert found.hash == open_run(selected).params_hash(whole.step) != open_base(base).hash
     experiment = tuned.tuned_experiment(selected, Partial(top_layers=1), steps=2)
     run(experiment, tmp_path / "second")
     first, second = tuned.restored(selected), tuned.restored(tmp_path / "second", 2)
     changed = {name for name in first if first[name].tobytes() != second[name].tobytes()}
     assert changed
     assert not any(name.startswith("params/segments/0/") for name in changed), "layer 0 is below"
+
+
+@pytest.mark.slow
+def test_a_base_tuned_by_lora_is_known_on_every_mesh(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its whole parameters are products, and those of a mesh differ in their last bits."""
+    run(tuned.tuned_experiment(base, LoRA(rank=2), lr=0.01, steps=2), tmp_path / "lora")
+    experiment = tuned.tuned_experiment(tmp_path / "lora", Partial(top_layers=1), steps=2)
+    run(experiment, tmp_path / "one")
+    monkeypatch.setattr(mesh, "mesh_devices", jax.devices)
+    spread = open_run(tmp_path / "lora", devices=8)
+    assert spread.params_hash(2) == open_base(tmp_path / "lora").hash
+    wide = dataclasses.replace(experiment, mesh=MeshConfig(fsdp=4, tensor=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "compile_programs", compile_programs)
+        run(wide, tmp_path / "eight")
+    one, eight = (tuned.restored(tmp_path / name, 2) for name in ("one", "eight"))
+    for name, leaf in one.items():
+        np.testing.assert_allclose(eight[name], leaf, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from array_hash import hash_of_arrays
 
 from moejax.config import ConfigError, read_json
 from moejax.data.tasks import open_task
@@ -17,7 +18,6 @@ from moejax.probe.generation import Completion
 from moejax.probe.opened import Restored
 from moejax.probe.scoring import Scorer, Span
 from moejax.probe.task_scores import ScoreOptions, score_task, write_score
-from moejax.train.base import params_hash
 from moejax.train.tuning import FineTune
 
 LENGTH = 64
@@ -137,7 +137,7 @@ def test_hashes_tell_other_questions_windows_and_texts(trained, restored, asked,
     examples = asked.examples("test")
     assert record["task_hash"] == task_scores.task_hash(examples, record["template"], LENGTH)
     assert record["task_hash"] != task_scores.task_hash(examples, record["template"], LENGTH + 1)
-    assert record["base_hash"] == record["params_hash"] == params_hash(restored.params)
+    assert record["base_hash"] == record["params_hash"] == hash_of_arrays(restored.params)
     assert record["method"] == "none"
 
 
@@ -149,7 +149,8 @@ def test_a_tuned_run_tells_what_it_started_from_and_what_was_scored(trained, res
     options = ScoreOptions(length=LENGTH, general_tokens=16)
     found = score_task(tuned, restored, asked, options)
     assert (found["base_hash"], found["method"]) == ("of its base", "full")
-    assert found["params_hash"] == params_hash(restored.params)
+    assert found["params_hash"] == tuned.params_hash(restored.step)
+    assert found["params_hash"] != trained.params_hash(restored.step)
 
 
 def test_generation_is_compared_to_the_letter(trained, restored, asked, monkeypatch):
