@@ -355,10 +355,20 @@ def test_granularity_compares_bases_of_finer_experts(tmp_path):
     assert "esft_gate less full from m8, minus esft_gate less full from m2" in claim.because
 
 
-def test_findings_name_the_largest_gain(tmp_path):
-    compare(tmp_path, (-0.1, 0.1, -0.1))
+def test_findings_name_what_validation_chose(tmp_path):
+    """On test documents the other method is better, on both tasks."""
+    base = make_base(tmp_path, tasks=("law", "code"))
+    chosen = {"law": "esft_gate", "code": "full"}
+    for task, best in chosen.items():
+        for method in ("esft_gate", "full"):
+            won = method == best
+            make_tuned(
+                tmp_path, base, method, task, change=-0.2 if won else -0.4,
+                final={"best_loss": 1.5 if won else 1.6},
+            )  # fmt: skip
     (sentence,) = findings(study_of(tmp_path))
-    assert "law esft_gate (" in sentence and "code full (" in sentence
+    assert "law esft_gate (-0.2000, general text +0.1000)" in sentence
+    assert "code full (-0.2000, general text +0.1000)" in sentence
 
 
 # ---- apart from training

@@ -186,7 +186,7 @@ def _granularity(study: Study) -> list[Claim]:
 
 
 def findings(study: Study) -> list[str]:
-    """The best method of each task of each base, and the price on the general text."""
+    """The method that validation chooses for each task of each base, its gain and its price."""
     return [sentence for base in study.bases for sentence in _best(study, base)]
 
 
@@ -195,19 +195,22 @@ def _best(study: Study, base: Base) -> Iterator[str]:
     parts = []
     for task in study.tasks:
         known = [
-            (cell.effect(TASK).mean, cell)
+            cell
             for cell in study.cells
-            if cell.base is base and cell.task == task
+            if cell.base is base
+            and cell.task == task
+            and math.isfinite(cell.effect(TASK).mean)
+            and math.isfinite(_validation_loss(cell))
         ]
-        known = [pair for pair in known if math.isfinite(pair[0])]
         if known:
-            gain, cell = min(known, key=lambda pair: pair[0])
-            parts.append(
-                f"{task} {cell.name} ({_signed(gain)}, general text "
-                f"{_signed(cell.effect(GENERAL).mean)})"
-            )
+            best = min(known, key=_validation_loss)
+            gain, price = (best.effect(what).mean for what in (TASK, GENERAL))
+            parts.append(f"{task} {best.name} ({_signed(gain)}, general text {_signed(price)})")
     if parts:
-        yield f"Fine-tuned{on}, the largest gain in nats per answer token: {'; '.join(parts)}."
+        yield (
+            f"Fine-tuned{on}, the lowest validation loss, with its change in nats per answer token "
+            f"of test documents: {'; '.join(parts)}."
+        )
 
 
 def caveats(study: Study) -> list[str]:
