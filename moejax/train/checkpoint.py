@@ -22,6 +22,7 @@ from moejax.train.clock import Clock
 from moejax.train.digest import digests
 from moejax.train.errors import StorageError, one_line
 from moejax.train.layout import Layout
+from moejax.train.patience import patient_loops
 from moejax.train.state import TrainState
 from moejax.train.store import asking, check_url, is_remote, is_silent, move_checkpoint
 from moejax.train.votes import all_problems, on_first
@@ -129,7 +130,8 @@ class CheckpointReader:
     def _read_state(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         handler = ocp.StandardCheckpointHandler(multiprocessing_options=_by_itself())
         args = ocp.args.StandardRestore(wanted)
-        return dict(handler.restore(self._directory / str(step) / "state", args=args))
+        with patient_loops():
+            return dict(handler.restore(self._directory / str(step) / "state", args=args))
 
 
 class Checkpoints(CheckpointReader):

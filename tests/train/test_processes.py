@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -45,23 +46,36 @@ def job(workdir: Path, text: Text, **changes: Any) -> Job:
     return dataclasses.replace(Job(str(workdir), words, STEPS, MESH), **changes)
 
 
-def start(own: Job, devices: int) -> subprocess.Popen[str]:
+class Child(subprocess.Popen[str]):
+    """A process that writes to a file: a full pipe that nobody reads would hold it up."""
+
+    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 (gone when nobody holds it)
+        super().__init__(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def said(self) -> str:
+        """All of its output."""
+        self._output.seek(0)
+        return self._output.read()
+
+
+def start(own: Job, devices: int) -> Child:
     inherited = runs.environment(
         PYTHONPATH=REPOSITORY, MOEJAX_TEST_JOB=json.dumps(dataclasses.asdict(own))
     )
     inherited["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
-    return subprocess.Popen(
-        [sys.executable, one_process.__file__],
-        cwd=REPOSITORY,
-        env=inherited,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Child([sys.executable, one_process.__file__], inherited)
 
 
 @contextlib.contextmanager
-def started(own: Job, processes: int) -> Iterator[list[subprocess.Popen[str]]]:
+def started(own: Job, processes: int) -> Iterator[list[Child]]:
     """All processes of a run on eight devices; none survives the block."""
     port = f"localhost:{free_port()}"
     if processes == 1:
@@ -80,10 +94,9 @@ def started(own: Job, processes: int) -> Iterator[list[subprocess.Popen[str]]]:
         yield children
 
 
-def ended(children: list[subprocess.Popen[str]], seconds: int = 300) -> list[tuple[int, str]]:
+def ended(children: list[Child], seconds: int = 300) -> list[tuple[int, str]]:
     """Exit code and output of each; the limit only ends a hang."""
-    outputs = [child.communicate(timeout=seconds)[0] for child in children]
-    return [(child.returncode, said) for child, said in zip(children, outputs, strict=True)]
+    return [(child.wait(seconds), child.said()) for child in children]
 
 
 def complete(own: Job, processes: int) -> None:
@@ -92,7 +105,7 @@ def complete(own: Job, processes: int) -> None:
             assert code == 0, said[-3000:]
 
 
-def wait_for(workdir: Path, step: int, children: list[subprocess.Popen[str]]) -> None:
+def wait_for(workdir: Path, step: int, children: list[Child]) -> None:
     """Returns when a run has done `step` steps."""
     deadline = time.monotonic() + 300
     status = workdir / "status.json"

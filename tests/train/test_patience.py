@@ -1,0 +1,54 @@
+"""Event loops that wait for what was begun on them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+from typing import Any
+
+import pytest
+
+from moejax.train.patience import patient_loops
+
+
+async def fail() -> None:
+    raise KeyError("damaged")
+
+
+def reading(ended: list[str]) -> Any:
+    """Two reads at once: one fails at once, the other, by a thread, a little later."""
+
+    async def slow() -> None:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+        answer = threading.Timer(0.05, lambda: loop.call_soon_threadsafe(done.set_result, None))
+        answer.start()
+        await done
+        ended.append("slow")
+        raise ValueError("damaged as well")
+
+    async def both() -> None:
+        await asyncio.gather(slow(), fail())
+
+    return both()
+
+
+def test_a_loop_ends_what_was_begun_on_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    ended: list[str] = []
+    usual = asyncio.get_event_loop_policy()
+    with patient_loops():
+        loop = asyncio.new_event_loop()
+        with pytest.raises(KeyError):
+            loop.run_until_complete(reading(ended))
+        assert not ended
+        loop.close()
+    assert ended == ["slow"] and loop.is_closed()
+    gc.collect()
+    assert not lost and not caplog.records
+    assert asyncio.get_event_loop_policy() is usual
