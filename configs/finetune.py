@@ -14,7 +14,7 @@ quick    seconds instead of minutes
 
 Settings are ESFT's (2407.01906, section 4 and its code): AdamW, constant rate, no warm-up, weight
 decay 0.1, clipping at 1, the best validation loss kept. Its rates (full 3e-5, LoRA 1e-4, ESFT
-1e-5) are for 16B parameters; these are for models of millions.
+1e-5) are for 16B parameters; these are for models of a million.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from moejax.train.evaluate import EvaluationConfig
 from moejax.train.optimizer import OptimizerConfig
 
 RATES = {
-    "esft_gate": 1e-3,
-    "esft_token": 1e-3,
-    "esft_random": 1e-3,
-    "lora": 2e-3,
-    "multilora": 2e-3,
-    "partial": 1e-3,
-    "full": 3e-4,
+    "esft_gate": 1e-2,
+    "esft_token": 1e-2,
+    "esft_random": 1e-2,
+    "lora": 6e-3,
+    "multilora": 2e-2,
+    "partial": 1e-2,
+    "full": 3e-3,
 }
-"""Learning rates: a judgement; a comparison should try several of each."""
+"""Learning rates: of three or more on one base and one task, those with the lowest validation loss
+(`--grid=finetune:rates`, docs/finetuning.md). Models of another size want others."""
 
 
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:
