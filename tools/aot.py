@@ -4,12 +4,14 @@ usage:
   python -m tools.aot --config=FILE[:ARGUMENTS] --topology=CHIP:SHAPE [--slices=N]
       [--mesh=data=1,fsdp=-1,expert=8] [--json=FILE] [--config.KEY=VALUE ...]
   python -m tools.aot --config=FILE[:ARGUMENTS] --topology=CHIP:SHAPE --search
+  python -m tools.aot --run=DIR --topology=CHIP:SHAPE [--mesh=...] ...
   python -m tools.aot --table [--only=NAME,...] [--json=FILE]
 
 examples:
   python -m tools.aot --config=configs/lm.py:size=base,moe=top_k --topology=v5e:4x4 \\
       --mesh=fsdp=4,expert=4 --config.model.compute_dtype=bfloat16 --config.model.remat=full
   python -m tools.aot --config=configs/lm.py:size=base,moe=top_k --topology=v5p:4x4x4 --search
+  python -m tools.aot --run=runs/base-esft_gate-law-s0 --topology=v5e:2x2 --mesh=fsdp=4
   python -m tools.aot --table --only=v5e
 
 Needs a CPU and the compiler: pip install "moejax[tpu]". Minutes the first time; then the answer is
@@ -37,6 +39,7 @@ os.environ.update(ENVIRONMENT)
 # ruff: noqa: E402
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -52,10 +55,14 @@ from moejax.train.aot import UnfitError, fit_report, parse_mesh
 from moejax.train.aot_print import pod_table, print_ranking, print_report
 from moejax.train.aot_report import FORMAT_VERSION, summary_line
 from moejax.train.aot_search import search
+from moejax.train.base import experiment_at
 from moejax.train.cli import launch
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Python file with get_config(arguments); single keys as --config.KEY=VALUE."
+)
+_RUN = flags.DEFINE_string(
+    "run", "", "Run directory whose config is taken instead, e.g. of a fine-tuning."
 )
 _TOPOLOGY = flags.DEFINE_string("topology", "", "CHIP:SHAPE of one slice, e.g. v5p:8x8x4.")
 _SLICES = flags.DEFINE_integer("slices", 1, "Slices on a slow network; `data` must span them.")
@@ -87,12 +94,18 @@ def main(argv: list[str]) -> None:
 
 
 def _one(console: Console) -> list[dict[str, Any]]:
-    if _CONFIG.value is None:
-        raise ConfigError("--config: is required, e.g. --config=configs/lm.py:size=base,moe=top_k")
+    if (_CONFIG.value is None) == (not _RUN.value):
+        raise ConfigError(
+            "--config: one of --config and --run is required, e.g. "
+            "--config=configs/lm.py:size=base,moe=top_k"
+        )
     if not _TOPOLOGY.value:
         raise ConfigError("--topology: is required, e.g. --topology=v5e:4x4")
     topology = parse_topology(_TOPOLOGY.value, _SLICES.value)
-    experiment = build(Experiment, _CONFIG.value)
+    if _RUN.value:
+        experiment = experiment_at(Path(_RUN.value).expanduser())
+    else:
+        experiment = build(Experiment, _CONFIG.value)
     options = {"quick": _QUICK.value, "recompile": _RECOMPILE.value}
     if _SEARCH.value:
         check_compiler(topology)

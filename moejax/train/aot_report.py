@@ -116,7 +116,7 @@ def make_report(
         "roofline": None,
     }
     problems = [] if fits else [compiled.out_of_memory or "needs more memory than the chip has"]
-    notes = _notes(topology, quick)
+    notes = _notes(experiment, topology, quick)
     if memory:
         flops = compiled_flops(compiled.least, analytic.executed["scores"] / chips, rows)
         least = compiled.least
@@ -213,7 +213,7 @@ def _problems(compiled: Compiled, experiment: Experiment, ratio: float) -> list[
             f"counted once: FLOPs are too low (back end {min(slow)!r}; a TPU wants 'grouped'): "
             f"{next(iter(compiled.least.unknown_loops))}"
         )
-    elif abs(ratio - 1) > TOLERANCE:
+    elif ratio > 1 + TOLERANCE or (ratio < 1 - TOLERANCE and experiment.finetune is None):
         found.append(
             f"compiled FLOPs are {ratio:.2f} x the analytic: something is computed densely or "
             "twice, or a kernel is in no count"
@@ -221,8 +221,13 @@ def _problems(compiled: Compiled, experiment: Experiment, ratio: float) -> list[
     return found
 
 
-def _notes(topology: Topology, quick: bool) -> list[str]:
+def _notes(experiment: Experiment, topology: Topology, quick: bool) -> list[str]:
     notes = []
+    if experiment.finetune is not None:
+        notes.append(
+            "a fine-tuning: what is not trained has no gradient; analytic FLOPs and MFU are those "
+            "of training everything"
+        )
     if quick:
         notes.append("quick: compiled with little optimisation; collectives and memory differ")
     if topology.figures.platform == "cuda":

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from configs import lm
 from configs.pods import PODS
 from moejax.config import ConfigError, build
+from moejax.finetune.methods import ESFT
 from moejax.sharding import MeshConfig, make_mesh
 from moejax.sharding.hlo_totals import Kernel, Route, Totals
 from moejax.sharding.topology import CHIPS, Topology, parse_topology
@@ -25,6 +26,7 @@ from moejax.train.aot_model import (
 from moejax.train.aot_print import pod_table
 from moejax.train.aot_report import Compiled, compiled_flops, make_report
 from moejax.train.aot_search import estimate, memory_bytes, search, traffic
+from moejax.train.tuning import FineTune
 
 TOPOLOGY = parse_topology("v5e:2x4")
 
@@ -193,6 +195,20 @@ def test_products_that_are_computed_densely_are_a_problem():
     report = make_report(experiment(), TOPOLOGY, mesh, compiled, {}, False)
     assert report["problems"] == [problem for problem in report["problems"] if "64.00 x" in problem]
     assert report["problems"] and report["fits"]
+
+
+def test_a_fine_tuning_computes_fewer_gradients_and_holds_less_state(cpu_pod):
+    # Layers that are not scanned, and experts one by one: gradients that nobody uses fall away.
+    whole = experiment(mesh={"fsdp": 8}, model__moe__backend="loop", model__scan=False)
+    tuned = dataclasses.replace(
+        whole, finetune=FineTune(base_hash="of a base", method=ESFT({"0": (1, 2)}))
+    )
+    all_of_it, part = (aot.fit_report(one, TOPOLOGY) for one in (whole, tuned))
+    assert part["flops"]["ratio"] < 0.9 < all_of_it["flops"]["ratio"], "lower than is tolerated"
+    assert part["state_bytes"]["optimizer"] < 0.2 * all_of_it["state_bytes"]["optimizer"]
+    assert not any("analytic" in problem for problem in part["problems"])
+    assert any(note.startswith("a fine-tuning") for note in part["notes"])
+    assert not any(note.startswith("a fine-tuning") for note in all_of_it["notes"])
 
 
 def test_kernels_count_the_rows_that_balanced_routing_fills():
