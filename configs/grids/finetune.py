@@ -22,8 +22,8 @@ METHODS = (
 SAME_MATRICES = {"targets": ("attention",), "per_expert": False}
 """Of both low-rank methods: with updates of experts MultiLoRA of rank 1 trains more than ESFT."""
 THRESHOLDS = {
-    "esft_gate": (0.05, 0.1, 0.2, 0.4, 0.8),
-    "esft_token": (0.1, 0.2, 0.4, 0.8),
+    "esft_gate": (0.05, 0.1, 0.2, 0.3, 0.6),
+    "esft_token": (0.1, 0.2, 0.4, 0.6),
 }
 RATES = {
     "full": (1e-3, 3e-3, 1e-2),
