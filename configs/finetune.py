@@ -38,8 +38,9 @@ RATES = {
     "partial": 1e-2,
     "full": 3e-3,
 }
-"""Learning rates: of three or more on one base and one task, those with the lowest validation loss
-(`--grid=finetune:rates`, docs/finetuning.md). Models of another size want others."""
+"""Learning rates: of three, those with the lowest validation loss on one base and one task
+(`--grid=finetune:rates`, docs/finetuning.md): low-rank updates of attention alone, and of ESFT its
+gate scores; the other two take over the latter's. Models of another size want others."""
 
 
 def get_config(arg: str | None = None) -> config_dict.ConfigDict:

@@ -83,6 +83,8 @@ def main(argv: list[str]) -> None:
     del argv
     # As wide as it must be where the output is read by a program.
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    if _TABLE.value and (_RUN.value or _CONFIG.value is not None):
+        raise ConfigError("--table: has its own configs; nearest valid: without --config and --run")
     reports = _table() if _TABLE.value else _one(console)
     if _JSON.value:
         write_json(_JSON.value, {"format_version": FORMAT_VERSION, "reports": reports})
@@ -111,6 +113,8 @@ def _one(console: Console) -> list[dict[str, Any]]:
         check_compiler(topology)
         ranking = search(experiment, topology)
         print_ranking(ranking, console)
+        if experiment.finetune is not None:
+            console.print("note    estimates are those of training everything")
         chosen = [candidate.apply(experiment) for candidate in ranking[:3]]
         reports = [fit_report(one, topology, **options) for one in chosen]
     else:

@@ -59,7 +59,9 @@ _LENGTH = flags.DEFINE_integer(
     _DEFAULT.length,
     "Tokens of a sample; beyond data.seq_len of the run there are as many more samples instead.",
 )
-_STEP = flags.DEFINE_string("step", "", "Checkpoint; default: the newest whole one.")
+_STEP = flags.DEFINE_string(
+    "step", "", "Checkpoint; default: the newest, of a fine-tuned run the best."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the order of examples, or of --random.")
 _WEIGHTS = flags.DEFINE_bool("weights", False, "Also write expert_weights_LAYER.txt (large).")
 _SUMMARY = flags.DEFINE_multi_string("summary", [], "Scores: a file, or its folder.")
@@ -114,8 +116,9 @@ def select() -> None:
         run = open_run(_RUN.value, devices=_DEVICES.value)
         origin = chosen.origin
         scored = origin.step if origin.base_hash and origin.step in run.steps() else None
-        restored = run.restore(scored, _say)
-        here = run.params_hash(restored.step)
+        result = run.result()
+        newest = result if result in run.steps() else run.steps()[-1]
+        here = run.params_hash(newest if scored is None else scored)
         check_selection(chosen, run.model, here, "--summary")
     words = ["expert_config", _SCORE.value, f"{p:g}", *([f"random{seed}"] if _RANDOM.value else [])]
     path = _out("_".join(words) + ".json" if len(several) == 1 else "")

@@ -3,8 +3,8 @@
 Seven methods on three tasks, two seeds; LoRA, MultiLoRA and the top layers train as many parameters
 as ESFT-Gate's selection, or as near as their sizes allow. `full` (everything) and `esft_random` (as
 many experts, drawn at random) are what the others are held against. `finetune:p` has thresholds of
-the selection instead, `finetune:rates` learning rates of each method, and `finetune:smoke` is for
-seconds.
+the selection instead, `finetune:rates` three learning rates of five methods, and `finetune:smoke`
+is for seconds.
 
     python -m experiments.finetune_study --grid=finetune --base=runs/bases/RUN --out=runs/finetune
 """
@@ -32,7 +32,7 @@ RATES = {
     "multilora": (6e-3, 2e-2, 6e-2),
     "esft_gate": (3e-3, 1e-2, 3e-2),
 }
-"""A factor of three apart; the lowest and highest lose to the one between on the shipped bases."""
+"""About a factor of three apart; on the base of m=2 and `law` the one in the middle is best."""
 NAMES = ("methods", "p", "rates", "smoke")
 
 

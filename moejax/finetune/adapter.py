@@ -122,6 +122,8 @@ def read_adapter(directory: str | os.PathLike[str]) -> Adapter:
         raise ConfigError(f"{root}: no such directory{nearest(root.name, names)}")
     path = root / RECORD
     record = read_json(path)
+    if not (root / ARRAYS).is_file():
+        raise ConfigError(f"{root}: has {RECORD} and no {ARRAYS}: copied in part?")
     version = record.get("format_version") if isinstance(record, dict) else None
     if version != FORMAT_VERSION:
         raise ConfigError(
@@ -153,7 +155,7 @@ def require_base(
 
     Args:
       adapter: of `read_adapter`.
-      run: the base, or a run with the same parameters.
+      run: the base, or a copy of it.
       step: its checkpoint; None: the one that the adapter was trained from, if it is there.
       say: told of damaged checkpoints.
 
@@ -168,8 +170,8 @@ def require_base(
     if found != adapter.base_hash:
         theirs = f"step {adapter.base_step} of {adapter.record['base'].get('run')}"
         raise ConfigError(
-            f"{adapter.directory}: belongs to another base: to parameters of hash "
-            f"{adapter.base_hash} ({theirs}), not to {found} (step {base.step} of {run.root})"
+            f"{adapter.directory}: belongs to another base: was trained from {theirs}, hash "
+            f"{adapter.base_hash}, and step {base.step} of {run.root} has the hash {found}"
         )
     return FittingBase(run.root, run.model, run.mesh, base)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from moejax.config import ConfigError
 from moejax.experts.config import MoeConfig
 from moejax.experts.layer import MoeOutput
-from moejax.finetune.sampling import Documents, Sampling, batches, windows
+from moejax.finetune.sampling import Documents, Sampling, batches, text_hash, windows
 from moejax.finetune.scores import Origin, Scores, rounded
 from moejax.finetune.selection import trainable_experts
 from moejax.models import Transformer
@@ -112,6 +112,7 @@ def measure(
         tokens=tokens,
         samples=len(found),
         length=length,
+        text_hash=text_hash(found),
         seed=sampling.seed,
         experts={layer: len(experts) for layer, experts in there.items()},
     )

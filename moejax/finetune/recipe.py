@@ -20,7 +20,7 @@ from moejax.finetune.base import Base
 from moejax.finetune.counts import matched, trainable_parameters
 from moejax.finetune.formats import read_selection
 from moejax.finetune.methods import TARGETS, Full, LoRA, MultiLoRA, Partial
-from moejax.finetune.sampling import Ids
+from moejax.finetune.sampling import Ids, text_hash
 from moejax.finetune.selection import DEFAULT_P, Selection, check_selection, method_of
 from moejax.probe.opened import Say
 from moejax.sharding.mesh import MeshConfig
@@ -242,6 +242,11 @@ def trained_by(where: str, base: Base) -> int:
         finetune = experiment_at(path).finetune
         if finetune is None:
             raise ConfigError(f"config.match={where}: is no fine-tuned run")
+        if finetune.base_hash != base.hash:
+            raise ConfigError(
+                f"config.match={where}: was trained from another base: from parameters of hash "
+                f"{finetune.base_hash}, and this base has {base.hash}"
+            )
         return trainable_parameters(finetune.method, model)
     found = read_selection(path)
     check_selection(found, base.run.model, base.hash, "config.match")
@@ -259,14 +264,12 @@ def scored_with(
       base_hash: of the base.
       found: windows that would be scored.
     """
-    sizes = [sum(map(len, window)) for window in found]
     origin = selection.origin
     random = recipe.method == "esft_random"
     return (
         origin.base_hash == base_hash
         and selection.score == recipe.score
         and selection.p == (recipe.p or DEFAULT_P[recipe.score])
-        and (origin.samples, origin.length) == (len(sizes), max(sizes))
-        and origin.tokens == sum(sizes)
+        and origin.text_hash == text_hash(found)
         and selection.seed == (recipe.seed if random else None)
     )

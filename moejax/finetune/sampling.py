@@ -8,6 +8,7 @@ and positions start at 0 in it, as in training.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -155,6 +156,16 @@ def windows(documents: Documents, sampling: Sampling, say: Say = print) -> list[
             f"{sampling.length} tokens: the text has no more"
         )
     return found
+
+
+def text_hash(found: Sequence[Sequence[Ids]]) -> str:
+    """16 hexadecimal digits for windows: their tokens, and where a document begins."""
+    digest = hashlib.sha256()
+    for window in found:
+        digest.update(np.asarray([len(window), *map(len, window)], "<i8").tobytes())
+        for piece in window:
+            digest.update(np.asarray(piece, "<i4").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def batches(found: Sequence[Sequence[Ids]], rows: int, length: int, pad_id: int) -> Iterator[Batch]:

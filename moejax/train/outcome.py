@@ -69,6 +69,7 @@ def finetune_record(
         "adapter_bytes": written,
         "optimizer_bytes": size(stored.opt_state),
         "step_bytes": step_bytes,
+        "peak_bytes": _peak_bytes(),
         "step_seconds": on_first(lambda: _median_step(run_dir)),
         "best_step": step,
         "best_loss": None if clock.best is None else clock.best.loss,
@@ -135,3 +136,9 @@ def _median_step(run_dir: RunDir) -> float | None:
         if "perf/step_seconds" in line
     ]
     return float(np.median(seconds)) if seconds else None
+
+
+def _peak_bytes() -> int | None:
+    """Most bytes in use on a device since this process began; None where nobody counts: a CPU."""
+    counted = jax.local_devices()[0].memory_stats()
+    return None if not counted else counted.get("peak_bytes_in_use")

@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 
 class _PatientLoop(asyncio.SelectorEventLoop):
-    def close(self) -> None:
-        """Waits for every task, whatever it raises, and closes."""
-        left = [] if self.is_closed() else [*asyncio.all_tasks(self)]
-        if left:
-            self.run_until_complete(asyncio.wait(left))
-            for task in left:
-                _ = task.cancelled() or task.exception()  # seen: nobody else will ask
-        super().close()
+    def run_until_complete(self, future: Any) -> Any:
+        """After an error, waits for every other task, whatever it raises. Not after Ctrl-C."""
+        try:
+            return super().run_until_complete(future)
+        except Exception:
+            left = asyncio.all_tasks(self)
+            if left:
+                super().run_until_complete(asyncio.wait(left))
+                for task in left:
+                    _ = task.cancelled() or task.exception()  # seen: nobody else will ask
+            raise
 
 
 class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
@@ -29,7 +33,7 @@ class _PatientPolicy(asyncio.DefaultEventLoopPolicy):
 
 @contextlib.contextmanager
 def patient_loops() -> Iterator[None]:
-    """New event loops of this process wait, when they are closed, for tasks that are not done."""
+    """New event loops of this process wait, after an error, for tasks that are not done."""
     before = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(_PatientPolicy())
     try:

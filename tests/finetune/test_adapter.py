@@ -88,15 +88,18 @@ def test_an_adapter_goes_onto_another_mesh(
             assert spread[name].tobytes() == leaf.tobytes(), name
 
 
-@pytest.mark.parametrize("trained", ["esft"], indirect=True)
-def test_several_adapters_of_one_base(base: Path, trained: Path) -> None:
+@pytest.mark.parametrize("trained", ["router"], indirect=True)
+def test_several_adapters_of_one_base(base: Path, trained: Path, tuned_selected: Path) -> None:
     """A second adapter changes nothing about the first, or the base."""
     before = tuned.restored(base)
     opened = open_run(base)
-    first = tuned.leaves(applied(read_adapter(trained), opened).params)
-    applied(read_adapter(trained), opened)
-    again = tuned.leaves(applied(read_adapter(trained), opened).params)
+    first, second, again = (
+        tuned.leaves(applied(read_adapter(place), opened).params)
+        for place in (tuned_selected, trained, tuned_selected)
+    )
     assert all(first[name].tobytes() == again[name].tobytes() for name in first)
+    others = {name for name in first if first[name].tobytes() != second[name].tobytes()}
+    assert len(others) > 3, "its experts, router and norms"
     after = tuned.restored(base)
     assert all(before[name].tobytes() == after[name].tobytes() for name in before)
 
@@ -141,6 +144,10 @@ def test_damaged_adapters_are_refused(base: Path, trained: Path, tmp_path: Path)
     rewrite(arrays | {"segments/9/0/ffn/experts/gate_XUD": arrays[name]})
     with pytest.raises(ConfigError, match="has no segments/9"):
         applied(read_adapter(copy), opened)
+    file.rename(copy / "elsewhere")
+    with pytest.raises(ConfigError, match=r"has adapter.json and no adapter.safetensors"):
+        read_adapter(copy)
+    (copy / "elsewhere").rename(file)
     record.write_text(json.dumps(known | {"format_version": 99}))
     with pytest.raises(ConfigError, match="format_version 99"):
         read_adapter(copy)

@@ -214,6 +214,24 @@ def test_a_selection_made_otherwise_is_not_reused(base: Base, task: str, tmp_pat
     assert reused(short), "the text has no more"
 
 
+def test_a_selection_for_a_text_that_changed_is_not_reused(base: Base, tmp_path: Path) -> None:
+    """As many tokens, but others."""
+    said: list[str] = []
+    file = tmp_path / "sums.jsonl"
+    made = recipe("method=esft_token,p=0.5", task=f"task:files:{file}", samples=2, length=64)
+    for sign in "+-":
+        rows = [{"prompt": f"{a}{sign}{b}", "answer": str(a)} for a in range(10) for b in range(10)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        selection_for(made, base, tmp_path, "", said.append)
+    assert not any("selected before" in text for text in said)
+
+
+def test_a_run_of_another_base_is_no_size_to_match(base: Base, tuned_selected: Path) -> None:
+    other = dataclasses.replace(base, hash="0123456789abcdef")
+    with pytest.raises(ConfigError, match=r"config\.match=.*: was trained from another base"):
+        experiment_of(recipe(f"method=lora,task=none,match={tuned_selected}"), other)
+
+
 def test_a_base_is_scored_on_the_spot_once(base: Base, task: str, tmp_path: Path) -> None:
     made = recipe("method=esft_token,p=0.5", task=task, samples=2, length=64)
     said: list[str] = []

@@ -158,6 +158,7 @@ def test_final_says_what_it_took(selected: Path) -> None:
     assert record["adapter_bytes"] == sum(file.stat().st_size for file in files)
     assert record["step_seconds"] > 0
     assert record["step_bytes"] > 0
+    assert record["peak_bytes"] is None, "a CPU does not count"
 
 
 def test_patience_ends_a_run_early_and_resuming_leaves_it_alone(base: Path, tmp_path: Path) -> None:
