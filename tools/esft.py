@@ -4,7 +4,8 @@ usage:
   python -m tools.esft score --run=DIR --task=NAME [--samples=32] [--length=4096] [--step=N]
       [--seed=0] [--weights] [--out=FILE]
   python -m tools.esft select --summary=FILE [--summary=FILE ...] --score=gate|token [--p=0.1]
-      [--random --seed=N] [--shared_experts] [--non_expert_modules] [--run=DIR] [--out=FILE]
+      [--random --seed=N] [--group_size=2] [--shared_experts] [--non_expert_modules] [--run=DIR]
+      [--out=FILE]
   python -m tools.esft overlap --summary=FILE --summary=FILE ... [--score=gate] [--p=0.1]
       [--out=FILE]
   python -m tools.esft groups --summary=FILE
@@ -23,7 +24,7 @@ examples:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -40,8 +41,9 @@ from moejax.finetune.esft import (
     selected_line,
 )
 from moejax.finetune.formats import write_selection
+from moejax.finetune.grouping import COOCCURRENCE, COSINE, SIZES, Groups, groups_in
 from moejax.finetune.sampling import Sampling, open_corpus_documents, open_task_documents
-from moejax.finetune.scores import GATE, require_score
+from moejax.finetune.scores import GATE, Scores, require_score
 from moejax.finetune.selection import DEFAULT_P, check_selection
 from moejax.finetune.tables import groups_table, overlap_table
 from moejax.probe import open_run
@@ -68,6 +70,12 @@ _SUMMARY = flags.DEFINE_multi_string("summary", [], "Scores: a file, or its fold
 _SCORE = flags.DEFINE_string("score", GATE, "What experts are selected by: gate or token.")
 _P = flags.DEFINE_float("p", None, f"Threshold; default {DEFAULT_P} as published.")
 _RANDOM = flags.DEFINE_bool("random", False, "The control: as many experts, drawn at random.")
+_GROUP_SIZE = flags.DEFINE_integer(
+    "group_size", 1, "Whole groups of so many experts, from the summary's analysis.json; 1: none."
+)
+_GROUP_BY = flags.DEFINE_enum(
+    "group_by", COOCCURRENCE, (COOCCURRENCE, COSINE), "What experts of a group have in common."
+)
 _SHARED = flags.DEFINE_bool("shared_experts", False, "Also train the shared experts.")
 _OTHERS = flags.DEFINE_bool("non_expert_modules", False, "Also train all that is not an expert.")
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices that the parameters are spread over.")
@@ -111,7 +119,15 @@ def select() -> None:
     if _SEED.present and not _RANDOM.value:
         raise ConfigError("--seed: a choice by scores draws nothing; nearest valid: with --random")
     p = _threshold()
-    chosen = choose(list(several.values()), _SCORE.value, p, seed, _SHARED.value, _OTHERS.value)
+    chosen = choose(
+        list(several.values()),
+        _SCORE.value,
+        p,
+        seed,
+        _SHARED.value,
+        _OTHERS.value,
+        _groups(several),
+    )
     if _RUN.value:
         run = open_run(_RUN.value, devices=_DEVICES.value)
         origin = chosen.origin
@@ -121,6 +137,7 @@ def select() -> None:
         here = run.params_hash(newest if scored is None else scored)
         check_selection(chosen, run.model, here, "--summary")
     words = ["expert_config", _SCORE.value, f"{p:g}", *([f"random{seed}"] if _RANDOM.value else [])]
+    words += [f"groups{_GROUP_SIZE.value}"] if _GROUP_SIZE.value > 1 else []
     path = _out("_".join(words) + ".json" if len(several) == 1 else "")
     write_selection(path, chosen)
     _say(selected_line(path, chosen, [one.of(_SCORE.value) for one in several.values()]))
@@ -153,7 +170,7 @@ COMMANDS: dict[str, tuple[Callable[[], None], tuple[str, ...]]] = {
     "select": (
         select,
         (
-            *("summary", "score", "p", "random", "seed", "run"),
+            *("summary", "score", "p", "random", "seed", "run", "group_size", "group_by"),
             *("shared_experts", "non_expert_modules", *_COMMON),
         ),
     ),
@@ -190,6 +207,23 @@ def _threshold() -> float:
         near = 1.0 if _P.value > 1.0 else DEFAULT_P[_SCORE.value]
         raise ConfigError(f"--p={_P.value}: a share above 0, at most 1; nearest valid value {near}")
     return float(_P.value)
+
+
+def _groups(several: Mapping[str, Scores]) -> dict[int, Groups] | None:
+    """What --group_size and --group_by ask for."""
+    size = _GROUP_SIZE.value
+    if size == 1:
+        if _GROUP_BY.present:
+            raise ConfigError("--group_by: needs --group_size; nearest valid --group_size=2")
+        return None
+    if size not in SIZES:
+        near = min(SIZES, key=lambda one: abs(one - size))
+        raise ConfigError(f"--group_size={size}: groups are of 2 or 4; nearest valid value {near}")
+    if len(several) > 1:
+        raise ConfigError("--group_size: experts are grouped for one task; give one --summary")
+    (scores,) = several.values()
+    path = _folder() / ANALYSIS
+    return groups_in(path, read_json(path), scores.of(_SCORE.value), _GROUP_BY.value, size)
 
 
 def _folder() -> Path:

@@ -18,7 +18,15 @@ from moejax.finetune.formats import (
     write_expert_weights,
     write_summary,
 )
-from moejax.finetune.grouping import COOCCURRENCE, COSINE, cooccurrence, cosine, grouping
+from moejax.finetune.grouping import (
+    COOCCURRENCE,
+    COSINE,
+    Groups,
+    cooccurrence,
+    cosine,
+    grouping,
+    select_by_group,
+)
 from moejax.finetune.measure import LayerUse, Measured, measure, scores_of
 from moejax.finetune.sampling import Documents, Sampling
 from moejax.finetune.scores import GATE, SCORES, TOKEN, Origin, Scores
@@ -87,6 +95,7 @@ def choose(
     seed: int | None = None,
     shared_experts: bool = False,
     non_expert_modules: bool = False,
+    groups: Mapping[int, Groups] | None = None,
 ) -> Selection:
     """What ESFT trains for a task, or for several together.
 
@@ -96,6 +105,7 @@ def choose(
       p: the threshold; 0: the published one.
       seed: not None: as many experts of each layer, drawn at random.
       shared_experts, non_expert_modules: passed on.
+      groups: by layer, of which whole ones are selected; None: experts one by one.
 
     Raises:
       ConfigError: no such score, a p outside (0, 1], or scores of different models.
@@ -105,7 +115,12 @@ def choose(
     if any({k: set(row) for k, row in table.items()} != _ids(tables[0]) for table in tables):
         raise ConfigError("--summary: scores of different models: other layers or experts")
     p = p or DEFAULT_P[score]
-    experts: Experts = union([select(table, p) for table in tables])
+    experts: Experts = union(
+        [
+            select(table, p) if groups is None else select_by_group(table, groups, p)
+            for table in tables
+        ]
+    )
     if seed is not None:
         experts = random_like(experts, tables[0], seed)
     origin = several[0].origin

@@ -6,6 +6,7 @@ NumPy only. Axis letters: `E` experts of a layer that can be trained, `D` model 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,10 +87,49 @@ def random_groups(experts: int, size: int, seed: int) -> Groups:
     )
 
 
-def select_groups(score_E: Floats, groups: Groups, p: float) -> tuple[int, ...]:
-    """Experts of whole groups, best total first, until their scores add up to p."""
-    totals = {number: float(score_E[list(group)].sum()) for number, group in enumerate(groups)}
-    return tuple(expert for number in smallest_prefix(totals, p) for expert in groups[number])
+def groups_in(path: Path, found: Any, table: Table, affinity: str, size: int) -> dict[int, Groups]:
+    """Groups of experts by layer, as an `analysis.json` holds them.
+
+    Args:
+      path: of the file, for messages.
+      found: its content.
+      table: scores of the same experts.
+      affinity, size: of a row; not `random`.
+
+    Raises:
+      ConfigError: it has no such groups, or those of other experts.
+    """
+    rows = found.get("grouping") if isinstance(found, dict) else None
+    rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    known = {(row.get("affinity"), row.get("size")): row.get("groups") for row in rows}
+    held = known.get((affinity, size))
+    if not isinstance(held, dict):
+        there = sorted({f"{name} of {many}" for (name, many), one in known.items() if one})
+        said = ", ".join(there) or "none"
+        raise ConfigError(f"{path}: has no groups by {affinity} of {size}; there are: {said}")
+    made: dict[int, Groups] = {}
+    for layer, row in table.items():
+        ids, groups = list(row), held.get(str(layer))
+        try:
+            numbers = [[int(one) for one in group] for group in groups or ()]
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: its groups of layer {layer} are damaged") from error
+        if sorted(one for group in numbers for one in group) != list(range(len(ids))):
+            raise ConfigError(f"{path}: its groups of layer {layer} are not of the experts scored")
+        made[layer] = tuple(tuple(ids[one] for one in group) for group in numbers)
+    return made
+
+
+def select_by_group(
+    table: Table, groups: Mapping[int, Groups], p: float
+) -> dict[int, tuple[int, ...]]:
+    """By layer the experts of whole groups, best total first, until their scores add up to p."""
+    chosen = {}
+    for layer, row in table.items():
+        own = groups[layer]
+        totals = {number: sum(row[one] for one in group) for number, group in enumerate(own)}
+        chosen[layer] = tuple(one for number in smallest_prefix(totals, p) for one in own[number])
+    return chosen
 
 
 def grouping(
@@ -112,7 +152,6 @@ def grouping(
     single = select(table, p)
     count = sum(len(chosen) for chosen in single.values())
     every = sum(len(row) for row in table.values())
-    score_LE = {layer: np.asarray(list(row.values())) for layer, row in table.items()}
     found = []
     for name in (*affinity, RANDOM):
         for size in SIZES:
@@ -120,16 +159,13 @@ def grouping(
             for draw in range(DRAWS if name == RANDOM else 1):
                 draws.append(
                     {
-                        layer: random_groups(len(score_E), size, [draw, layer])  # type: ignore[arg-type]
+                        layer: random_groups(len(row), size, [draw, layer])  # type: ignore[arg-type]
                         if name == RANDOM
                         else greedy_groups(affinity[name][layer], size)
-                        for layer, score_E in score_LE.items()
+                        for layer, row in table.items()
                     }
                 )
-            chosen = [
-                {layer: select_groups(score_LE[layer], made[layer], p) for layer in table}
-                for made in draws
-            ]
+            chosen = [select_by_group(table, made, p) for made in draws]
             grouped = float(np.mean([sum(map(len, one.values())) for one in chosen]))
             row: dict[str, Any] = {
                 "affinity": name,

@@ -38,9 +38,9 @@ class Origin:
       run, step: the checkpoint.
       task: the text, as it was asked for.
       tokens: how many were counted, in `samples` windows of `length`.
-      text_hash: of these windows (`sampling.text_hash`).
       seed: of the choice of examples.
       experts: by MoE layer how many experts it has that can be trained.
+      text_hash: of the windows (`sampling.text_hash`).
     """
 
     base_hash: str = ""
@@ -50,9 +50,9 @@ class Origin:
     tokens: int = 0
     samples: int = 0
     length: int = 0
-    text_hash: str = ""
     seed: int = 0
     experts: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    text_hash: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

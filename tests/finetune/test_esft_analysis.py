@@ -23,8 +23,9 @@ from moejax.finetune.grouping import (
     cosine,
     greedy_groups,
     grouping,
+    groups_in,
     random_groups,
-    select_groups,
+    select_by_group,
 )
 from moejax.finetune.scores import Origin, Scores
 from moejax.finetune.tables import groups_table, overlap_table
@@ -107,10 +108,10 @@ def test_greedy_groups_join_what_is_alike() -> None:
 
 
 def test_whole_groups_need_more_unless_they_are_the_right_ones() -> None:
-    score_E = np.array([0.4, 0.0, 0.0, 0.4, 0.1, 0.1])
-    assert select_groups(score_E, ((0, 3), (1, 2), (4, 5)), 0.8) == (0, 3)
-    assert set(select_groups(score_E, ((0, 1), (2, 3), (4, 5)), 0.8)) == {0, 1, 2, 3}
-    table = {1: dict(enumerate(score_E.tolist()))}
+    table = {1: dict(enumerate([0.4, 0.0, 0.0, 0.4, 0.1, 0.1]))}
+    assert select_by_group(table, {1: ((0, 3), (1, 2), (4, 5))}, 0.8) == {1: (0, 3)}
+    (found,) = select_by_group(table, {1: ((0, 1), (2, 3), (4, 5))}, 0.8).values()
+    assert set(found) == {0, 1, 2, 3}
     good = np.zeros((6, 6))
     good[0, 3] = good[3, 0] = 1.0
     rows = grouping(table, {"cooccurrence": {1: good}}, 0.8)
@@ -127,3 +128,19 @@ def test_whole_groups_need_more_unless_they_are_the_right_ones() -> None:
     for broken in ({}, {"grouping": [{"score": "gate"}]}):
         with pytest.raises(ConfigError, match=r"^analysis.json: "):
             groups_table(Path("analysis.json"), broken)
+
+
+def test_groups_of_an_analysis_are_of_the_experts_that_were_scored() -> None:
+    """Experts 2 and 5 have no weights: groups are numbered past them."""
+    path, table = Path("analysis.json"), {3: {0: 0.4, 1: 0.1, 3: 0.4, 4: 0.1}}
+    row = {"affinity": "cosine", "size": 2, "groups": {"3": [[0, 2], [1, 3]]}}
+    found = groups_in(path, {"grouping": [row]}, table, "cosine", 2)
+    assert found == {3: ((0, 3), (1, 4))}
+    assert select_by_group(table, found, 0.5) == {3: (0, 3)}
+    with pytest.raises(ConfigError, match=r"no groups by cosine of 4; there are: cosine of 2$"):
+        groups_in(path, {"grouping": [row]}, table, "cosine", 4)
+    for broken in ({"3": [[0, 2], [1]]}, {"3": [[0, 2], [1, 1]]}, {}, {"3": [["x"]]}):
+        with pytest.raises(ConfigError, match=r"^analysis.json: its groups of layer 3 are "):
+            groups_in(path, {"grouping": [row | {"groups": broken}]}, table, "cosine", 2)
+    with pytest.raises(ConfigError, match="there are: none"):
+        groups_in(path, [], table, "cosine", 2)

@@ -93,6 +93,17 @@ def test_score_select_overlap_and_groups(base: OpenedRun, tmp_path: Path) -> Non
     found = read_json(base.root / "esft" / "overlap.json")
     assert found["tasks"] == [folder.name for folder in folders]
     assert np.shape(found["jaccard"]) == (2, 2)
+    done = esft("select", given[0], "--p=0.3", "--group_size=2", f"--run={base.root}")
+    assert done.returncode == 0, done.stderr
+    grouped = read_selection(folders[0] / "expert_config_gate_0.3_groups2.json")
+    (row,) = [
+        one
+        for one in read_json(folders[0] / "analysis.json")["grouping"]
+        if (one["affinity"], one["size"], one["score"]) == ("cooccurrence", 2, "gate")
+    ]
+    for layer, experts in grouped.experts.items():
+        pairs = [set(group) for group in row["groups"][str(layer)]]
+        assert all(pair <= set(experts) or not pair & set(experts) for pair in pairs)
     done = esft("groups", given[0])
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 13, done.stderr
 
@@ -108,6 +119,7 @@ def test_score_select_overlap_and_groups(base: OpenedRun, tmp_path: Path) -> Non
         (("select", "--summary=none.json"), "none.json: no such file"),
         (("select", "--summary=x", "--seed=1"), "x: no such file"),
         (("overlap", "--p=0"), "--summary: is required"),
+        (("overlap", "--group_size=2"), "--group_size: overlap has no such flag"),
     ],
 )
 def test_mistakes_are_one_line(words: tuple[str, ...], message: str) -> None:
