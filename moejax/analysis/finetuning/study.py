@@ -150,15 +150,19 @@ class Study:
         """In order of appearance."""
         return tuple(dict.fromkeys(cell.task for cell in self.cells))
 
-    def noise(self, base: Base, what: str) -> Noise:
-        """What the seed does to a change, pooled over all methods and tasks of a base."""
-        return pooled(
-            [
-                [mean_over(losses).mean for losses in cell.by_seed(what).values()]
-                for cell in self.cells
-                if cell.base is base
-            ]
-        )
+    def noise(self, base: Base, what: str, methods: Sequence[str]) -> Noise:
+        """What the seed does to a change, pooled over all tasks of a base.
+
+        Over these methods: a seed also draws the experts of a random selection, whose noise is
+        several times that of others. Over all methods where these have one seed each.
+        """
+        found = {
+            cell: [mean_over(losses).mean for losses in cell.by_seed(what).values()]
+            for cell in self.cells
+            if cell.base is base
+        }
+        noise = pooled([values for cell, values in found.items() if cell.method in methods])
+        return noise if noise.degrees else pooled(list(found.values()))
 
     def contrast(self, mine: Cell, theirs: Cell, what: str) -> Contrast:
         """Two cells of one base and task."""
@@ -181,7 +185,12 @@ class Study:
             mine.base.name,
             mine.task,
             UNKNOWN if averaged is None else mean_over(averaged),
-            difference_of(means[0], means[1], unpaired, self.noise(mine.base, what)),
+            difference_of(
+                means[0],
+                means[1],
+                unpaired,
+                self.noise(mine.base, what, (mine.method, theirs.method)),
+            ),
         )
 
 
