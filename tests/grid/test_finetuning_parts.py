@@ -187,7 +187,7 @@ def test_refusals_are_one_line(tmp_path):
         (lambda: parts_of(comparison(), [base, twin], tmp_path), "two bases are called m1"),
         (lambda: load_comparison("bases"), "has no get_comparison"),
         (lambda: load_comparison("finetun"), "did you mean 'finetune'"),
-        (lambda: load_comparison("finetune:q"), "known: methods, p, smoke"),
+        (lambda: load_comparison("finetune:q"), "known: methods, p, rates, smoke"),
         (lambda: load_grid("finetune"), "python -m experiments.finetune_study --grid=finetune"),
     ]
     for call, message in cases:
