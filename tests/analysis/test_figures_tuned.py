@@ -10,6 +10,7 @@ import pytest
 from run_factory import edit_json, write_json
 from tuned_factory import make_base, make_tuned
 
+from moejax.analysis.charts.spec import Rule
 from moejax.analysis.evidence import Evidence
 from moejax.analysis.figures.tuned import curves, experts, outcomes, spectrum
 from moejax.analysis.finetuning.experts import read_use
@@ -276,3 +277,12 @@ def test_the_report_has_the_section_the_claims_and_the_notes(root, tmp_path):
     assert any("step 7" in sentence for sentence in data["caveats"])
     assert (out / "tables" / "finetuning.md").is_file()
     assert (out / "data" / "finetuning-experts.csv").is_file()
+
+
+def test_rules_that_are_near_each_other_share_a_label():
+    given = {"base": 0.0, "full": -1.7, "lora": -1.03, "multilora": -1.0, "partial": -1.45}
+    found = curves.labels_apart([Rule(value, name) for name, value in given.items()])
+    assert {rule.value for rule in found} == set(given.values())
+    shown = {rule.value: rule.label for rule in found if rule.label}
+    assert shown == {-1.7: "full", -1.45: "partial", -1.0: "multilora, lora", 0.0: "base"}
+    assert [rule.label for rule in curves.labels_apart([Rule(0.0, "base")])] == ["base"]

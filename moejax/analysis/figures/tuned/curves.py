@@ -39,6 +39,8 @@ HEADER: Row = (
     "base", "experts_per_token", "task", "method", "configuration", "what", "p",
     "share_of_experts", "seeds", "change", "low", "high", "seeds_half_width_95",
 )  # fmt: skip
+LABEL = 0.06
+"""Height of a rule's label, of what the rules span."""
 LABELS = {"task": "Task", "general": "General text"}
 
 
@@ -100,7 +102,24 @@ def _over_share(study: Study, cells: Sequence[Cell], what: str, key: str) -> Cha
         Axis("share of the routed experts that train", low=0.0),
         Axis(CHANGE[what]),
         tuple(lines),
-        (Rule(0.0, "base"), *rules),
+        labels_apart([Rule(0.0, "base"), *rules]),
+    )
+
+
+def labels_apart(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules from the lowest on; those too near each other for two labels share one."""
+    ordered = sorted(rules, key=lambda rule: rule.value)
+    least = LABEL * (ordered[-1].value - ordered[0].value)
+    groups: list[list[Rule]] = []
+    for rule in ordered:
+        if groups and rule.value - groups[-1][-1].value < least:
+            groups[-1].append(rule)
+        else:
+            groups.append([rule])
+    return tuple(
+        Rule(rule.value, ", ".join(one.label for one in reversed(group)) if last else "")
+        for group in groups
+        for rule, last in zip(group, [False] * (len(group) - 1) + [True], strict=True)
     )
 
 
