@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 import tuned_runs as tuned
 
-import runs
 from moejax.finetune.adapter import read_adapter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -19,7 +19,7 @@ def call(*words: str | Path, code: int = 0) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "tools.adapter", *map(str, words)],
         cwd=REPOSITORY,
-        env=runs.environment(),
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,
