@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.analysis.clusters import clustered_mean
 from moejax.analysis.records import numbers
 from moejax.config import ConfigError, read_json, write_json
 from moejax.data import DataConfig, Dataset, EvalStream, Split, Tokenizer, prepare
@@ -29,7 +30,6 @@ from moejax.models import Transformer
 from moejax.models.block import Tokens
 from moejax.models.cross_entropy import sharded_cross_entropy
 from moejax.probe.generation import Generator, Request, Sampling
-from moejax.probe.interventions.clusters import clustered_mean
 from moejax.probe.opened import OpenedRun, Restored
 from moejax.probe.program import predictions
 from moejax.train.rundir import check_format

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moejax.analysis.clusters import clustered_mean
 from moejax.analysis.pruning import (
     ALL,
     FOLDER,
@@ -32,7 +33,6 @@ from moejax.config import ConfigError, counts, nearest
 from moejax.models import ModelConfig, Transformer
 from moejax.models.metrics import moe_layers
 from moejax.probe.corpus import Text
-from moejax.probe.interventions.clusters import clustered_mean
 from moejax.probe.interventions.program import make_losses
 from moejax.probe.interventions.sweep import Evaluator
 from moejax.probe.observe import observer

@@ -12,6 +12,7 @@ import numpy as np
 import probe_runs
 import pytest
 
+from moejax.analysis.clusters import clustered_mean
 from moejax.analysis.intervals import mean_of
 from moejax.analysis.interventions import find_sweeps, read_sweep
 from moejax.analysis.traces.labels import tokens_hash
@@ -29,7 +30,6 @@ from moejax.probe.interventions import (
     sweep,
     write_sweeps,
 )
-from moejax.probe.interventions.clusters import clustered_mean
 from moejax.probe.observe import observer
 from moejax.probe.opened import Restored
 from moejax.probe.program import make_pass

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moejax.analysis.intervals import t_quantile
+from moejax.analysis.clusters import clustered_mean
 from moejax.analysis.records import Estimate
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
@@ -36,24 +36,8 @@ class Losses:
 
 
 def mean_over(losses: Losses) -> Estimate:
-    """Nats per token, with a 95 % interval that takes documents as drawn, not tokens.
-
-    The ratio of sums `m = sum_d x_d / sum_d n_d` with standard error
-    `sqrt(D/(D-1) sum_d (x_d - m n_d)^2) / sum_d n_d` (linearised, cluster-robust) and Student's t
-    of D - 1 degrees of freedom, as in docs/interventions.md. Bounds are NaN below two documents.
-    """
-    scored_D = losses.count_D > 0
-    sum_D, count_D = losses.sum_D[scored_D], losses.count_D[scored_D]
-    documents, tokens = len(sum_D), float(count_D.sum())
-    if not documents:
-        return UNKNOWN
-    mean = float(sum_D.sum()) / tokens
-    if documents == 1:
-        return Estimate(mean, math.nan, math.nan)
-    squares = float(np.square(sum_D - mean * count_D).sum())
-    error = math.sqrt(documents / (documents - 1) * squares) / tokens
-    half = t_quantile(documents - 1) * error
-    return Estimate(mean, mean - half, mean + half)
+    """Nats per token, with a 95 % interval that takes documents as drawn, not tokens."""
+    return clustered_mean(losses.sum_D, losses.count_D)
 
 
 def average(several: Sequence[Losses]) -> Losses | None:

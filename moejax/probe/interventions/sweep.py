@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
+from moejax.analysis.clusters import clustered_mean
 from moejax.analysis.interventions import (
     FOLDER,
     HEADER,
@@ -22,7 +23,6 @@ from moejax.analysis.interventions import (
 )
 from moejax.models.metrics import moe_layers
 from moejax.probe.corpus import Text
-from moejax.probe.interventions.clusters import clustered_mean
 from moejax.probe.interventions.plan import Intervention, Point, make_edits, points
 from moejax.probe.interventions.program import Edits, make_losses
 from moejax.probe.opened import OpenedRun, Restored, Say
